@@ -1,0 +1,117 @@
+"""DOING it: deployments as wished, nodes, devices and replicas as observed."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models.functions import Now
+
+from registry.models import ModelVersion
+
+
+class Deployment(models.Model):
+    """How one version is to be served: how many replicas, with which engine options and bounds."""
+
+    name = models.SlugField(max_length=120, unique=True, help_text="also the prefix of its RQ queues")
+    version = models.OneToOneField(ModelVersion, on_delete=models.PROTECT, related_name="deployment")
+    replicas = models.PositiveIntegerField("desired replicas", default=0)
+    dtype = models.CharField(
+        max_length=20,
+        default="auto",
+        choices=[(name, name) for name in ("auto", "bfloat16", "float16", "float32")],
+    )
+    context_length = models.PositiveIntegerField(null=True, blank=True, help_text="tokens; empty: the model's own")
+    max_streams = models.PositiveIntegerField(
+        default=64, validators=[MinValueValidator(1), MaxValueValidator(4096)], help_text="requests in one running batch"
+    )
+    kv_cache_bytes = models.PositiveBigIntegerField(
+        default=512 * 2**20, validators=[MinValueValidator(2**20)], help_text="memory for the KV cache"
+    )
+    prefix_caching = models.BooleanField(default=True)
+    in_process = models.BooleanField(default=True, help_text="off: the engine core gets a process of its own (big GPUs)")
+    queue_bound = models.PositiveIntegerField(
+        default=512, validators=[MinValueValidator(1)], help_text="waiting requests beyond which clients get 429"
+    )
+    deadline_s = models.PositiveIntegerField(
+        "deadline (s)", default=600, validators=[MinValueValidator(1)], help_text="a request's whole life"
+    )
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Node(models.Model):
+    """One machine or pod that runs `manage.py node`."""
+
+    name = models.CharField(max_length=200, unique=True)
+    last_seen = models.DateTimeField(null=True, blank=True)
+    template_ready = models.BooleanField(default=False)
+    revision = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Device(models.Model):
+    """Memory that replicas are placed in: host memory (``cpu:0``) or a GPU (``gpu:0``)."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="devices")
+    name = models.CharField(max_length=40)
+    kind = models.CharField(max_length=100)
+    total_bytes = models.BigIntegerField()
+    budget_bytes = models.BigIntegerField(help_text="what engines may take of it")
+
+    class Meta:
+        ordering = ("node", "name")
+        constraints = [models.UniqueConstraint(fields=("node", "name"), name="one_device_of_a_name")]
+
+    def __str__(self) -> str:
+        return f"{self.node.name}/{self.name}"
+
+
+class ReplicaState(models.TextChoices):
+    """The life of a replica."""
+
+    PENDING = "pending"  # reserved on a device, the node has not started it
+    LOADING = "loading"  # engine process up, weights on the way in
+    READY = "ready"  # takes jobs
+    DRAINING = "draining"  # takes no more, finishes what runs
+    STOPPED = "stopped"  # ended as asked
+    FAILED = "failed"  # ended by itself; reason and log say why
+
+
+ALIVE = (ReplicaState.PENDING, ReplicaState.LOADING, ReplicaState.READY, ReplicaState.DRAINING)
+
+
+class Replica(models.Model):
+    """One engine process, from its reservation to its end."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="replica_set")
+    device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="replicas")
+    state = models.CharField(max_length=20, choices=ReplicaState, default=ReplicaState.PENDING, db_index=True)
+    stop_requested = models.BooleanField(default=False)
+    reason = models.TextField(blank=True)
+    reserved_bytes = models.BigIntegerField()
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    log_path = models.CharField(max_length=500, blank=True)
+    log_tail = models.TextField(blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    ready_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    load_seconds = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"{self.deployment.name}/{str(self.id)[:8]}"

@@ -1,0 +1,11 @@
+"""The composition."""
+
+from django.apps import AppConfig
+
+
+class MmserveConfig(AppConfig):
+    name = "mmserve"
+    verbose_name = "Access"
+
+    def ready(self) -> None:
+        from mmserve import checks  # noqa: F401

@@ -1,0 +1,39 @@
+"""Access keys: django-rest-knox tokens (digest stored only) with a name, scopes and limits."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
+from django.db import models
+from knox.models import AbstractAuthToken
+
+SCOPES = ("infer", "manage")
+
+
+def check_scopes(value: object) -> None:
+    """A list of known scopes, at least one."""
+    if not isinstance(value, list) or not value or not set(value) <= set(SCOPES):
+        raise ValidationError(f"a list of one or more of {', '.join(SCOPES)}", code="scopes")
+
+
+def default_scopes() -> list[str]:
+    return ["infer"]
+
+
+class AccessKey(AbstractAuthToken):
+    """A client's key. The key itself is shown once, at its creation; here is its SHA-512 digest."""
+
+    name = models.CharField(max_length=100)
+    scopes = models.JSONField(default=default_scopes, validators=[check_scopes])
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    tokens_per_minute = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    max_concurrency = models.PositiveIntegerField(
+        default=1000, validators=[MinValueValidator(1)], help_text="requests in flight at once"
+    )
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("-created",)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.token_key}…)"

@@ -1,0 +1,220 @@
+"""Every setting of mmserve, read from the environment; `manage.py check` refuses a wrong one at start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import environ
+
+env = environ.Env()
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# Where databases, model files, logs and credentials live.
+DATA_DIR = Path(env("MMSERVE_DATA_DIR", default=str(BASE_DIR / "var"))).resolve()
+# Where the gateway listens. Only a person who means it should serve other machines.
+HOST = env("MMSERVE_HOST", default="127.0.0.1")
+PORT = env.int("MMSERVE_PORT", default=8000)
+
+
+def _secret_key() -> str:
+    """DJANGO_SECRET_KEY, else the one that the first start generated (mode 0600)."""
+    path = DATA_DIR / "secret_key"
+    if given := env("DJANGO_SECRET_KEY", default=""):
+        return given
+    return path.read_text().strip() if path.exists() else "insecure-not-generated-yet"
+
+
+def embedded_redis_socket() -> Path:
+    """Unix socket of the embedded Redis; outside DATA_DIR where that path is too long for a socket (107 bytes)."""
+    path = DATA_DIR / "redis" / "redis.sock"
+    if len(str(path)) <= 100:
+        return path
+    digest = hashlib.sha256(str(DATA_DIR).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"mmserve-{os.getuid()}-{digest}" / "redis.sock"
+
+
+SECRET_KEY = _secret_key()
+# Debug pages show source and settings to whoever asks: only for development.
+DEBUG = env.bool("MMSERVE_DEBUG", default=False)
+# Host headers that are answered; "*" behind a proxy that checks them itself.
+ALLOWED_HOSTS = env.list("MMSERVE_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]", HOST])
+# Origins whose forms are trusted, e.g. https://llm.example.org behind a TLS proxy.
+CSRF_TRUSTED_ORIGINS = env.list("MMSERVE_CSRF_TRUSTED_ORIGINS", default=[])
+
+# The real servers in place of the embedded ones.
+DATABASE_URL = env("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'mmserve.sqlite3'}")
+REDIS_URL = env("REDIS_URL", default=f"unix://{embedded_redis_socket()}")
+# Folder or s3://bucket/prefix that holds model files.
+STORAGE_URL = env("MMSERVE_STORAGE_URL", default=f"file://{DATA_DIR / 'models'}")
+
+# This machine's name in the admin, and what its engines may take of host memory (bytes; 0: 80% of it).
+NODE_NAME = env("MMSERVE_NODE_NAME", default=os.uname().nodename)
+MEMORY_BYTES = env.int("MMSERVE_MEMORY_BYTES", default=0)
+
+# Bounds of the gateway.
+MAX_BODY_BYTES = env.int("MMSERVE_MAX_BODY_BYTES", default=4 * 2**20)
+# Prompts and answers go to logs only if an operator turns this on.
+LOG_CONTENT = env.bool("MMSERVE_LOG_CONTENT", default=False)
+LOG_LEVEL = env("MMSERVE_LOG_LEVEL", default="INFO")
+
+INSTALLED_APPS = [
+    "daphne",
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "knox",
+    "django_rq",
+    "django_prometheus",
+    "django_structlog",
+    "registry",
+    "routing",
+    "inference",
+    "mmserve",
+]
+
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "mmserve.middleware.ApiErrors",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+
+ROOT_URLCONF = "mmserve.urls"
+ASGI_APPLICATION = "mmserve.asgi.application"
+APPEND_SLASH = True
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+DATABASES = {"default": env.db_url_config(DATABASE_URL)}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # Several processes write: WAL lets readers go on, IMMEDIATE waits for the writer instead of failing late.
+    DATABASES["default"]["OPTIONS"] = {
+        "timeout": 20,
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    }
+else:
+    DATABASES["default"]["CONN_MAX_AGE"] = 60
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL]},
+    }
+}
+
+RQ_QUEUES = {"ops": {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 3600}}
+RQ = {
+    "SERIALIZER": "rq.serializers.JSONSerializer",
+    # Redis is no code channel: only functions named in a table run.
+    "JOB_CLASS": "mmserve.ops.TabledJob",
+    "WORKER_CLASS": "mmserve.ops.OpsWorker",
+}
+# What an ops job may be: anything else that somebody writes into Redis is refused.
+OPS_JOBS = frozenset({"registry.jobs.import_version"})
+
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": DATA_DIR / "files"}},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
+}
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "/admin/login/"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("MMSERVE_SECURE_COOKIES", default=False)
+SECURE_CONTENT_TYPE_NOSNIFF = True
+
+KNOX_TOKEN_MODEL = "mmserve.AccessKey"
+REST_KNOX = {
+    "TOKEN_PREFIX": "mms-",
+    "AUTH_HEADER_PREFIX": "Bearer",
+    "TOKEN_TTL": None,
+    "AUTO_REFRESH": False,
+    "TOKEN_MODEL": "mmserve.AccessKey",
+}
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["mmserve.keys.KeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["mmserve.keys.HasManageScope"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "mmserve.api_errors.handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "mmserve",
+    "DESCRIPTION": "Many LLMs from one Django admin: OpenAI-compatible inference and management.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "mmserve.schema.add_hot_path"],
+}
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+UNFOLD = {
+    "SITE_TITLE": "mmserve",
+    "SITE_HEADER": "mmserve",
+    "SITE_SYMBOL": "hub",
+    "SHOW_VIEW_ON_SITE": False,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        "daphne.http_protocol": {"level": "WARNING"},
+        "django_structlog": {"level": "WARNING"},
+    },
+}

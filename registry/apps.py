@@ -1,0 +1,8 @@
+"""WHAT can be served."""
+
+from django.apps import AppConfig
+
+
+class RegistryConfig(AppConfig):
+    name = "registry"
+    verbose_name = "Registry"

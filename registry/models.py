@@ -1,0 +1,156 @@
+"""WHAT can be served: models, their versions, the files of each, and the names that point at them."""
+
+from __future__ import annotations
+
+import re
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models.functions import Now
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_model_name(value: str) -> None:
+    """A model's name: letters, digits, ``. _ -``, parts joined by ``/``; ``@`` stands before a version or alias."""
+    if not MODEL_NAME.fullmatch(value) or value == "auto":
+        raise ValidationError("letters, digits, '.', '_' and '-' only, in parts joined by '/'; not 'auto'", code="name")
+
+
+def check_label(value: str) -> None:
+    """A version's or alias's name."""
+    if not LABEL.fullmatch(value):
+        raise ValidationError("letters, digits, '.', '_' and '-' only", code="name")
+
+
+class Model(models.Model):
+    """A model as clients name it; what answers is a version of it."""
+
+    name = models.CharField(max_length=200, unique=True, validators=[check_model_name])
+    display_name = models.CharField(max_length=200, blank=True)
+    description = models.TextField(blank=True)
+    owner = models.CharField(max_length=200, blank=True, default="mmserve")
+    licence = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class VersionState(models.TextChoices):
+    """The states of a version; ``registry.actions.TRANSITIONS`` says what follows what."""
+
+    REGISTERED = "registered"  # known, its files not asked for
+    FETCHING = "fetching"  # an ops job brings or converts its files
+    READY = "ready"  # its files are whole and their hashes known
+    FAILED = "failed"  # the last fetch failed; state_reason says why
+    ARCHIVED = "archived"  # kept for history, not to be loaded
+
+
+class ModelVersion(models.Model):
+    """One immutable set of files with the facts read from them, prices and engine options."""
+
+    model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="versions")
+    version = models.CharField(max_length=100, validators=[check_label])
+    description = models.TextField(blank=True)
+    source_uri = models.CharField(max_length=500, help_text="file:///folder, or pypi://package==version#file.gguf")
+    state = models.CharField(max_length=20, choices=VersionState, default=VersionState.REGISTERED, editable=False)
+    state_reason = models.TextField(blank=True, editable=False)
+    # {"stage", "done_bytes", "total_bytes", "eta_s", "at"} while an ops job works on it
+    progress = models.JSONField(default=dict, blank=True, editable=False)
+    # folder below the store's root, once the files are whole
+    path = models.CharField(max_length=500, blank=True, editable=False)
+    # registry.facts.Facts: architecture, parameters, layers, heads, context_length, dtype, ...
+    facts = models.JSONField(default=dict, blank=True, editable=False)
+    capabilities = models.JSONField(default=list, blank=True)
+    price_input = models.DecimalField(
+        "price per million input tokens", max_digits=12, decimal_places=6, null=True, blank=True
+    )
+    price_cached_input = models.DecimalField(
+        "price per million cached input tokens", max_digits=12, decimal_places=6, null=True, blank=True
+    )
+    price_output = models.DecimalField(
+        "price per million output tokens", max_digits=12, decimal_places=6, null=True, blank=True
+    )
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    ready_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("model__name", "-created_at")
+        constraints = [models.UniqueConstraint(fields=("model", "version"), name="one_version_of_a_name")]
+
+    def __str__(self) -> str:
+        return self.served_id
+
+    @property
+    def served_id(self) -> str:
+        """``name@version``: the id that is true for ever."""
+        return f"{self.model.name}@{self.version}"
+
+
+class VersionFile(models.Model):
+    """One line of a version's manifest."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="files")
+    path = models.CharField(max_length=500)
+    size_bytes = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64)
+
+    class Meta:
+        ordering = ("path",)
+        constraints = [models.UniqueConstraint(fields=("version", "path"), name="one_file_of_a_path")]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Alias(models.Model):
+    """A movable name for a version; moved by compare-and-set on ``revision``."""
+
+    model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=100, validators=[check_label])
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="aliases")
+    is_default = models.BooleanField(default=False, help_text="what the model's bare name means")
+    revision = models.PositiveIntegerField(default=1, editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name_plural = "aliases"
+        ordering = ("model__name", "name")
+        constraints = [
+            models.UniqueConstraint(fields=("model", "name"), name="one_alias_of_a_name"),
+            models.UniqueConstraint(
+                fields=("model",), condition=models.Q(is_default=True), name="one_default_alias"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.name}"
+
+
+class Event(models.Model):
+    """Append-only: who did what to which thing, and why."""
+
+    at = models.DateTimeField(db_default=Now(), db_index=True, editable=False)
+    kind = models.CharField(max_length=60)
+    subject = models.CharField(max_length=300, db_index=True)
+    actor = models.CharField(max_length=200)
+    reason = models.TextField(blank=True)
+    data = models.JSONField(default=dict)
+    revision = models.PositiveBigIntegerField()
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M:%S} {self.kind} {self.subject} by {self.actor}"
+
+
+class ConfigRevision(models.Model):
+    """One row: the monotonic number of the configuration that everyone should run."""
+
+    number = models.PositiveBigIntegerField(default=0)

@@ -1,0 +1,8 @@
+"""WHO serves this request."""
+
+from django.apps import AppConfig
+
+
+class RoutingConfig(AppConfig):
+    name = "routing"
+    verbose_name = "Routing"
