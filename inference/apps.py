@@ -6,3 +6,9 @@ from django.apps import AppConfig
 class InferenceConfig(AppConfig):
     name = "inference"
     verbose_name = "Inference"
+
+    def ready(self) -> None:
+        from inference.notify import on_configuration_changed
+        from registry.revision import configuration_changed
+
+        configuration_changed.connect(on_configuration_changed, dispatch_uid="inference.notify")

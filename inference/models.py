@@ -101,6 +101,7 @@ class Replica(models.Model):
     state = models.CharField(max_length=20, choices=ReplicaState, default=ReplicaState.PENDING, db_index=True)
     stop_requested = models.BooleanField(default=False)
     reason = models.TextField(blank=True)
+    superseded = models.BooleanField(default=False, help_text="a later load was asked for: no longer counts as a failed try")
     reserved_bytes = models.BigIntegerField()
     pid = models.PositiveIntegerField(null=True, blank=True)
     log_path = models.CharField(max_length=500, blank=True)

@@ -1,0 +1,120 @@
+"""What an operator does with deployments; admin, REST and commands all call these."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from inference.capacity.placement import place
+from inference.memory import device_rooms, estimate_for
+from inference.models import ALIVE, Deployment, Replica
+from inference.notify import wake_controller
+from mmserve.errors import Conflict, InsufficientMemory, InvalidRequest
+from registry.models import ModelVersion, VersionState
+from registry.revision import bump
+
+EDITABLE = frozenset(
+    {
+        "dtype",
+        "context_length",
+        "max_streams",
+        "kv_cache_bytes",
+        "prefix_caching",
+        "in_process",
+        "queue_bound",
+        "deadline_s",
+    }
+)
+
+
+def deployment_name(version: ModelVersion) -> str:
+    """A slug that is also a good RQ queue prefix: ``org/name@2`` becomes ``org-name-2``."""
+    return re.sub(r"[^a-z0-9_-]+", "-", version.served_id.lower()).strip("-")
+
+
+@transaction.atomic
+def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
+    """The version's deployment, made with default options if there is none."""
+    found = Deployment.objects.filter(version=version).first()
+    if found is not None:
+        return found
+    name = deployment_name(version)
+    if Deployment.objects.filter(name=name).exists():
+        name = f"{name}-{version.pk}"
+    deployment = Deployment.objects.create(name=name, version=version)
+    bump("deployment.created", name, actor, data={"version": version.served_id})
+    return deployment
+
+
+@transaction.atomic
+def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, reason: str = "") -> Deployment:
+    """Change a deployment's options and bounds; a running replica keeps the engine options it was started with."""
+    for field in changes:
+        if field not in EDITABLE:
+            raise InvalidRequest(f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field)
+    row = Deployment.objects.select_for_update().get(pk=deployment.pk)
+    before = {field: getattr(row, field) for field in changes}
+    for field, value in changes.items():
+        setattr(row, field, value)
+    check_options(row)
+    row.save(update_fields=list(changes))
+    bump("deployment.configured", row.name, actor, reason, {"from": before, "to": changes})
+    return row
+
+
+def check_options(deployment: Deployment) -> None:
+    """Refuse values that the engine could not start with; names the field."""
+    try:
+        deployment.clean_fields(exclude=["version", "name"])
+    except ValidationError as error:
+        field, messages = next(iter(error.message_dict.items()))
+        raise InvalidRequest(f"{field}: {messages[0]}", param=field) from error
+    native = deployment.version.facts.get("context_length")
+    if deployment.context_length and native and deployment.context_length > native:
+        raise InvalidRequest(
+            f"context_length: {deployment.context_length} tokens asked for, the model was made for {native}",
+            param="context_length",
+        )
+
+
+@transaction.atomic
+def load(version: ModelVersion, *, actor: str, reason: str = "", replicas: int = 1) -> Deployment:
+    """Wish for running replicas of a version. Refused, with figures, if it could not fit.
+
+    Loading what is loaded changes nothing. A version that failed to load gets a fresh set of tries.
+    """
+    if version.state != VersionState.READY:
+        why = f": {version.state_reason}" if version.state_reason else ""
+        raise Conflict(f"{version.served_id} is {version.state}{why}; only a ready version can be loaded")
+    deployment = ensure_deployment(version, actor=actor)
+    deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
+    alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
+    if alive < replicas:
+        needed = estimate_for(deployment)
+        placement = place(needed.total_bytes, device_rooms())
+        if placement.device_id is None:
+            raise InsufficientMemory(f"{version.served_id} cannot be loaded: {'; '.join(placement.reasons)}")
+    Replica.objects.filter(deployment=deployment, state="failed", superseded=False).update(superseded=True)
+    if deployment.replicas != replicas:
+        deployment.replicas = replicas
+        deployment.save(update_fields=["replicas"])
+        bump("deployment.load", deployment.name, actor, reason, {"replicas": replicas})
+    wake_controller()
+    return deployment
+
+
+@transaction.atomic
+def unload(version: ModelVersion, *, actor: str, reason: str = "") -> Deployment:
+    """Wish for no replica: running requests finish first (drain), waiting ones are refused by the gateway."""
+    deployment = Deployment.objects.select_for_update().filter(version=version).first()
+    if deployment is None:
+        raise Conflict(f"{version.served_id} was never loaded")
+    if deployment.replicas:
+        deployment.replicas = 0
+        deployment.save(update_fields=["replicas"])
+        bump("deployment.unload", deployment.name, actor, reason, {"replicas": 0})
+    wake_controller()
+    return deployment

@@ -1,0 +1,66 @@
+"""`manage.py node`: owns this machine's accelerators and engine processes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import DatabaseError, close_old_connections
+
+from inference.node.agent import NodeAgent
+from inference.node.supervisor import ReplicaSupervisor
+from inference.notify import connection
+from inference.protocol import node_channel
+
+log = logging.getLogger("node")
+
+TICK_S = 1.0
+BUSY_TICK_S = 0.1
+
+
+class Command(BaseCommand):
+    help = "Start, watch and stop the engine processes of this machine."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--name", default=settings.NODE_NAME, help="this node's name (MMSERVE_NODE_NAME)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        supervisor = ReplicaSupervisor()
+        try:
+            agent = NodeAgent(options["name"], supervisor)
+            self._run(agent, options["name"], stop)
+            agent.close()
+        finally:
+            supervisor.close()
+
+    def _run(self, agent: NodeAgent, name: str, stop: threading.Event) -> None:
+        pubsub = connection().pubsub(ignore_subscribe_messages=True)
+        subscribed = False
+        while not stop.is_set():
+            busy = True
+            try:
+                close_old_connections()
+                busy = agent.tick()
+            except DatabaseError as error:
+                # Engines go on without the database; only changes wait for it.
+                log.warning("database: %s", error)
+                stop.wait(TICK_S)
+            except redis.RedisError as error:
+                log.warning("Redis: %s", error)
+            try:
+                if not subscribed:
+                    pubsub.subscribe(node_channel(name))
+                    subscribed = True
+                pubsub.get_message(timeout=BUSY_TICK_S if busy else TICK_S)
+            except redis.RedisError as error:
+                log.warning("Redis: %s", error)
+                subscribed = False
+                stop.wait(TICK_S)

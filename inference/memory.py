@@ -1,0 +1,44 @@
+"""Rows to values for the memory estimate and the placement."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db.models import Q, Sum
+from django.utils import timezone
+
+from inference.capacity.estimate import MemoryEstimate, estimate
+from inference.capacity.placement import DeviceRoom
+from inference.models import ALIVE, Deployment, Device
+
+NODE_LOST_AFTER_S = 15
+
+
+def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEstimate:
+    """What one replica of this deployment takes."""
+    facts = deployment.version.facts
+    return estimate(
+        weight_bytes=facts.get("weight_bytes") or 0,
+        parameters=facts.get("parameters") or 0,
+        dtype=deployment.dtype,
+        kv_cache_bytes=deployment.kv_cache_bytes,
+        device_kind=device_kind,
+    )
+
+
+def device_rooms() -> list[DeviceRoom]:
+    """Every device with what its living replicas reserve."""
+    cutoff = timezone.now() - timedelta(seconds=NODE_LOST_AFTER_S)
+    rows = Device.objects.select_related("node").annotate(
+        reserved=Sum("replicas__reserved_bytes", filter=Q(replicas__state__in=ALIVE))
+    )
+    return [
+        DeviceRoom(
+            id=row.id,
+            name=str(row),
+            budget_bytes=row.budget_bytes,
+            reserved_bytes=row.reserved or 0,
+            alive=row.node.last_seen is not None and row.node.last_seen >= cutoff,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,152 @@
+"""The node's agent: keeps this machine's engine processes as the replica rows wish, and the rows as they are."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from django.conf import settings
+from django.utils import timezone
+
+from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
+from inference.node.devices import local_devices
+from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
+from inference.notify import connection, tell_gateways, wake_controller
+from inference.protocol import EngineOptions, ReplicaBeat, ReplicaSpec, beat_key
+from registry.revision import current
+
+log = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 30.0
+
+
+class NodeAgent:
+    """Owns the supervisor; every `tick` compares rows with processes once."""
+
+    def __init__(self, name: str, supervisor: ReplicaSupervisor) -> None:
+        self.supervisor = supervisor
+        self.log_dir = Path(settings.DATA_DIR) / "logs" / "replicas"
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.node = Node.objects.update_or_create(name=name, defaults={"last_seen": timezone.now()})[0]
+        self.stopping: set[str] = set()
+        self._record_devices()
+        self._bury_predecessors()
+
+    def _record_devices(self) -> None:
+        found = local_devices(settings.MEMORY_BYTES)
+        for device in found:
+            Device.objects.update_or_create(
+                node=self.node,
+                name=device.name,
+                defaults={
+                    "kind": device.kind,
+                    "total_bytes": device.total_bytes,
+                    "budget_bytes": device.budget_bytes,
+                },
+            )
+        self.node.devices.exclude(name__in=[device.name for device in found]).delete()
+
+    def _bury_predecessors(self) -> None:
+        """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead."""
+        for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
+            self._end(replica, ReplicaState.FAILED, "the node was restarted", superseded=True)
+
+    def tick(self) -> bool:
+        """One comparison. True while something is loading, so that the caller looks again soon."""
+        for ended in self.supervisor.poll():
+            self._on_exit(ended)
+        now = timezone.now()
+        if self.node.last_seen is None or (now - self.node.last_seen).total_seconds() >= 2:
+            self.node.last_seen = now
+            self.node.template_ready = self.supervisor.template_ready
+            self.node.revision = current()
+            self.node.save(update_fields=["last_seen", "template_ready", "revision"])
+        loading = False
+        rows = Replica.objects.filter(device__node=self.node, state__in=ALIVE)
+        for replica in rows.select_related("deployment__version__model"):
+            if replica.stop_requested:
+                self._stop(replica)
+            elif replica.state == ReplicaState.PENDING:
+                self._start(replica)
+                loading = True
+            elif replica.state == ReplicaState.LOADING:
+                loading = not self._promote_if_ready(replica, now) or loading
+        return loading or bool(self.stopping)
+
+    def _start(self, replica: Replica) -> None:
+        path = self.log_dir / f"{replica.pk}.log"
+        spec = ReplicaSpec(
+            replica=str(replica.pk),
+            deployment=replica.deployment.name,
+            served_id=replica.deployment.version.served_id,
+            model_path=replica.deployment.version.path,
+            redis_url=settings.REDIS_URL,
+            options=engine_options(replica.deployment),
+            log_path=str(path),
+        )
+        try:
+            pid = self.supervisor.start(spec)
+        except OSError as error:
+            self._end(replica, ReplicaState.FAILED, f"could not be started: {error}")
+            return
+        Replica.objects.filter(pk=replica.pk).update(state=ReplicaState.LOADING, pid=pid, log_path=str(path))
+        log.info("started %s as pid %s", replica, pid)
+
+    def _promote_if_ready(self, replica: Replica, now: datetime) -> bool:
+        raw = connection().get(beat_key(str(replica.pk)))
+        if raw is None or msgspec.json.decode(raw, type=ReplicaBeat).state != "ready":
+            return False
+        Replica.objects.filter(pk=replica.pk, state=ReplicaState.LOADING).update(
+            state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
+        )
+        log.info("%s is ready", replica)
+        return True
+
+    def _stop(self, replica: Replica) -> None:
+        key = str(replica.pk)
+        if replica.state == ReplicaState.PENDING:
+            self._end(replica, ReplicaState.STOPPED, "stopped before it was started")
+        elif key not in self.stopping:
+            self.stopping.add(key)
+            Replica.objects.filter(pk=replica.pk).update(state=ReplicaState.DRAINING)
+            self.supervisor.stop(key, DRAIN_GRACE_S)
+
+    def _on_exit(self, ended: ReplicaExit) -> None:
+        replica = Replica.objects.select_related("deployment").filter(pk=ended.replica).first()
+        asked = ended.replica in self.stopping
+        self.stopping.discard(ended.replica)
+        tell_gateways({"type": "replica.lost", "replica": ended.replica, "reason": ended.reason})
+        if replica is None:
+            return
+        state = ReplicaState.STOPPED if asked else ReplicaState.FAILED
+        # One that had served is started again at once; only failed loads count towards the backoff.
+        self._end(replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail)
+        log.log(logging.INFO if asked else logging.ERROR, "%s ended: %s", replica, ended.reason)
+
+    def _end(
+        self, replica: Replica, state: ReplicaState, reason: str, *, superseded: bool = False, log_tail: str = ""
+    ) -> None:
+        Replica.objects.filter(pk=replica.pk).update(
+            state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
+        )
+        wake_controller()
+
+    def close(self) -> None:
+        """Drain every engine, then say in the rows that they ended."""
+        self.supervisor.close()
+        for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
+            self._end(replica, ReplicaState.STOPPED, "the node was stopped")
+
+
+def engine_options(deployment: Deployment) -> EngineOptions:
+    """What the operator set of the engine."""
+    return EngineOptions(
+        dtype=deployment.dtype,
+        context_length=deployment.context_length,
+        max_streams=deployment.max_streams,
+        kv_cache_bytes=deployment.kv_cache_bytes,
+        prefix_caching=deployment.prefix_caching,
+        in_process=deployment.in_process,
+    )

@@ -1,0 +1,64 @@
+"""Tells other processes that rows changed, after the transaction that changed them is committed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import redis
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.db import transaction
+
+from inference.protocol import CONTROLLER_CHANNEL, GATEWAYS, node_channel
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def connection() -> redis.Redis:
+    """This process's plain Redis client."""
+    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=5, socket_connect_timeout=2)
+
+
+def _publish(channel: str) -> None:
+    try:
+        connection().publish(channel, b"")
+    except redis.RedisError as error:
+        # Only the push is lost: whoever listens polls as well.
+        log.warning("could not wake %s: %s", channel, error)
+
+
+def wake_controller() -> None:
+    """Let the controller look at deployments and replicas now."""
+    transaction.on_commit(lambda: _publish(CONTROLLER_CHANNEL))
+
+
+def wake_node(name: str) -> None:
+    """Let a node look at its replicas' rows now."""
+    transaction.on_commit(lambda: _publish(node_channel(name)))
+
+
+def tell_gateways(message: dict[str, Any]) -> None:
+    """Send one message to every gateway process."""
+    try:
+        async_to_sync(_group_send)(message)
+    except (redis.RedisError, OSError) as error:
+        log.warning("could not tell the gateways of %s: %s", message["type"], error)
+
+
+async def _group_send(message: dict[str, Any]) -> None:
+    layer = get_channel_layer()
+    assert layer is not None
+    try:
+        await layer.group_send(GATEWAYS, message)
+    finally:
+        # Each async_to_sync call may run in a loop of its own: leave no connection behind in it.
+        await layer.flush()
+
+
+def on_configuration_changed(revision: int, **_: Any) -> None:
+    """Receiver of registry's `configuration_changed`."""
+    tell_gateways({"type": "config.revision", "revision": revision})

@@ -1,0 +1,140 @@
+"""`manage.py up`: the whole platform on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Console
+
+from mmserve import embedded_redis
+from mmserve.first_start import Credentials, ensure_credentials, ensure_secret_key
+from mmserve.processes import Child, ProcessGroup
+
+START_TIMEOUT_S = 60.0
+
+
+class Command(BaseCommand):
+    help = "Start everything on this machine: stores, gateway, node, controller, ops worker. Ctrl-C stops it all."
+    # The first start makes the secret that the checks ask for.
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--no-demo", action="store_true", help="do not register the two demo models")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.console = Console(stderr=True)
+        self.stopping = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        ensure_secret_key()
+        self.check(fail_level=40)
+        self._refuse_taken_port()
+        group = ProcessGroup(Path(settings.DATA_DIR) / "logs")
+        try:
+            self._start(group, demo=not options["no_demo"])
+            while not self.stopping.wait(1.0):
+                group.poll()
+        finally:
+            self.console.print("stopping …")
+            group.stop()
+
+    def _refuse_taken_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.HOST, settings.PORT))
+            except OSError as error:
+                raise CommandError(
+                    f"{settings.HOST}:{settings.PORT} is taken ({error.strerror}); set MMSERVE_PORT to a free port"
+                ) from error
+
+    def _start(self, group: ProcessGroup, *, demo: bool) -> None:
+        manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
+        if not os.environ.get("REDIS_URL"):
+            path = settings.embedded_redis_socket()
+            group.start(Child("redis", embedded_redis.command(path, Path(settings.DATA_DIR) / "redis")))
+        self._wait_for_redis()
+        call_command("migrate", verbosity=0, interactive=False)
+        credentials = ensure_credentials()
+        daphne = shutil.which("daphne", path=str(Path(sys.executable).parent)) or "daphne"
+        group.start(Child("controller", [*manage, "controller"]))
+        group.start(Child("node", [*manage, "node"], grace_s=45.0))
+        group.start(Child("ops", [*manage, "rqworker", "ops"]))
+        bind = ["-b", settings.HOST, "-p", str(settings.PORT)]
+        group.start(Child("gateway", [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"]))
+        self._wait_for_gateway(group, credentials["url"])
+        self._banner(credentials)
+        if demo:
+            from mmserve.demo import DemoFollower
+
+            follower = DemoFollower(self.console, self.stopping, on_ready=lambda name: self._curl(credentials, name))
+            threading.Thread(target=follower.run, name="demo", daemon=True).start()
+
+    def _wait_for_redis(self) -> None:
+        client = redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=2)
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.RedisError as error:
+                if time.monotonic() > until or self.stopping.wait(0.05):
+                    raise CommandError(f"Redis at {settings.REDIS_URL.split('@')[-1]} does not answer: {error}") from error
+
+    def _wait_for_gateway(self, group: ProcessGroup, url: str) -> None:
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own address
+                    return
+            except (urllib.error.URLError, OSError) as error:
+                group.poll()
+                if time.monotonic() > until or self.stopping.wait(0.1):
+                    raise CommandError(f"the gateway did not get ready: {error}; see logs/gateway.log") from error
+
+    def _banner(self, credentials: Credentials) -> None:
+        self.stdout.write(
+            "\n".join(
+                [
+                    "",
+                    f"  mmserve   {credentials['url']}",
+                    f"  admin     {credentials['url']}/admin/   {credentials['username']} / {credentials['password']}",
+                    f"  API key   {credentials['api_key']}",
+                    f"  (kept in {settings.DATA_DIR / 'credentials.json'})",
+                    "",
+                ]
+            )
+        )
+        self.stdout.flush()
+
+    def _curl(self, credentials: Credentials, model: str) -> None:
+        self.stdout.write(
+            "\n".join(
+                [
+                    "",
+                    f"{model} is ready. Paste this:",
+                    "",
+                    f"curl -N {credentials['url']}/v1/chat/completions \\",
+                    f"  -H 'Authorization: Bearer {credentials['api_key']}' \\",
+                    "  -H 'Content-Type: application/json' \\",
+                    f"  -d '{{\"model\": \"{model}\", \"stream\": true, \"max_tokens\": 60,",
+                    '       "messages": [{"role": "user", "content": "What is the capital of France?"}]}\'',
+                    "",
+                ]
+            )
+        )
+        self.stdout.flush()

@@ -1,0 +1,94 @@
+"""The child processes of `up`: started together, watched, started again when they die, stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference.node.prctl import die_with_parent
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+STEADY_AFTER_S = 60.0
+
+
+@dataclass
+class Child:
+    """One process of the platform."""
+
+    name: str
+    command: Sequence[str]
+    grace_s: float = 10.0
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    failures: int = 0
+    retry_at: float = 0.0
+
+
+@dataclass
+class ProcessGroup:
+    """Owns the children; `poll` is to be called about once a second."""
+
+    log_dir: Path
+    children: list[Child] = field(default_factory=list)
+
+    def start(self, child: Child) -> None:
+        """Start a child; its output goes to `<log_dir>/<name>.log`."""
+        self.log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parent = os.getpid()
+        with (self.log_dir / f"{child.name}.log").open("ab") as output:
+            child.process = subprocess.Popen(
+                child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches us alone; we stop them in order.
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),
+            )
+        child.started_at = time.monotonic()
+        if child not in self.children:
+            self.children.append(child)
+
+    def poll(self) -> None:
+        """Start again what died, later each time it dies at once."""
+        now = time.monotonic()
+        for child in self.children:
+            assert child.process is not None
+            code = child.process.poll()
+            if code is None:
+                continue
+            if not child.retry_at:
+                if now - child.started_at > STEADY_AFTER_S:
+                    child.failures = 0
+                child.failures += 1
+                wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (child.failures - 1))
+                child.retry_at = now + wait
+                log.error("%s ended with %s (see %s.log); again in %.1f s", child.name, code, child.name, wait)
+            elif now >= child.retry_at:
+                child.retry_at = 0.0
+                self.start(child)
+
+    def stop(self) -> None:
+        """SIGTERM in reverse order of start, one after the other; SIGKILL after each one's grace."""
+        for child in reversed(self.children):
+            if child.process is None or child.process.poll() is not None:
+                continue
+            child.process.terminate()
+            try:
+                child.process.wait(child.grace_s)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not stop within %.0f s: killed", child.name, child.grace_s)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
+                child.process.wait()
+        self.children.clear()
