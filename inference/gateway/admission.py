@@ -1,0 +1,184 @@
+"""Admission and dispatch: one Redis round trip that checks every limit and enqueues the job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from inference.gateway.auth import KeyGrant
+from inference.gateway.config import GatewayConfig
+from inference.gateway.redis_batch import RedisBatch, Script
+from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
+from inference.gateway.usage import USAGE_STREAM, UsageRecord
+from inference.protocol import PRIORITIES, GenerateRequest, bell_key, queue_name
+from mmserve.errors import MmserveError, QueueFull, RateLimitExceeded
+from routing.core.table import DeploymentEntry
+
+LEASE_S = 30.0
+RENEW_LEASES_S = 10.0
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 120.0
+# What a client is told to wait for a full queue when no finished job has been measured yet.
+UNKNOWN_DRAIN_S = 5.0
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """What is left of a key's minute, for the ``x-ratelimit-*`` headers."""
+
+    requests_limit: int | None
+    requests_left: int
+    requests_reset_ms: int
+    tokens_limit: int | None
+    tokens_left: int
+    tokens_reset_ms: int
+
+
+def rate_key(grant_id: str) -> str:
+    """Redis hash with a key's token buckets."""
+    return f"mmserve:rate:{grant_id}"
+
+
+def lease_key(grant_id: str) -> str:
+    """Redis zset of a key's requests in flight, scored by when their lease ends."""
+    return f"mmserve:inflight:{grant_id}"
+
+
+class Admission:
+    """Writes jobs and settles them; ``fast`` is waited for, ``later`` is not."""
+
+    def __init__(self, redis: Redis, config: GatewayConfig, *, fast: RedisBatch, later: RedisBatch) -> None:
+        self._config = config
+        self._redis = redis
+        self._fast = fast
+        self._later = later
+        self._admit = Script(redis, "admit")
+        self._settle = Script(redis, "settle")
+        self._withdraw = Script(redis, "withdraw")
+        self._whereabouts = Script(redis, "whereabouts")
+
+    async def admit(
+        self,
+        request: GenerateRequest,
+        *,
+        job_id: str,
+        grant: KeyGrant,
+        deployment: DeploymentEntry,
+        reserved_tokens: int,
+        drain_per_s: float,
+        now: float,
+        replaces: str = "",
+    ) -> Rates:
+        """Enqueue the job or raise the 429 that stands in its way; with ``replaces`` it takes that job's place."""
+        queue = queue_name(deployment.id, request.priority)
+        fields = job_fields(
+            request,
+            job_id=job_id,
+            queue=queue,
+            now=now,
+            timeout_s=max(1, int(request.deadline - now) + 1),
+            result_ttl_s=self._config.result_ttl_s,
+            failure_ttl_s=self._config.failure_ttl_s,
+        )
+        answer = await self._fast.call(
+            self._admit,
+            [
+                rate_key(grant.id),
+                lease_key(grant.id),
+                job_key(job_id),
+                queue_key(queue),
+                QUEUES_KEY,
+                bell_key(deployment.id),
+                *(queue_key(queue_name(deployment.id, priority)) for priority in PRIORITIES),
+            ],
+            [
+                job_id,
+                request.request_id,
+                LEASE_S,
+                grant.requests_per_minute or 0,
+                grant.tokens_per_minute or 0,
+                reserved_tokens,
+                grant.max_concurrency or 0,
+                deployment.limits.queue_bound,
+                replaces,
+                *fields,
+            ],
+        )
+        verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, waiting = answer
+        rates = Rates(
+            grant.requests_per_minute,
+            max(0, requests_left),
+            requests_reset_ms,
+            grant.tokens_per_minute,
+            max(0, tokens_left),
+            tokens_reset_ms,
+        )
+        if verdict != b"ok":
+            raise Refused(_refusal(verdict, wait_ms / 1000, waiting, grant, deployment, drain_per_s), rates)
+        return rates
+
+    def settle(self, grant: KeyGrant, record: UsageRecord, *, reserved_tokens: int, used_tokens: int) -> None:
+        """Refund, release and record, in the background."""
+        self._later.post(
+            self._settle,
+            [rate_key(grant.id), lease_key(grant.id), USAGE_STREAM],
+            [
+                record.request_id,
+                grant.tokens_per_minute or 0,
+                reserved_tokens,
+                used_tokens,
+                self._config.usage_maxlen,
+                msgspec.json.encode(record),
+            ],
+        )
+
+    async def withdraw(self, job_id: str, queue: str) -> bool:
+        """Take a waiting job back; False when an engine has it already."""
+        return bool(await self._fast.call(self._withdraw, [queue_key(queue), job_key(job_id)], [job_id]))
+
+    async def whereabouts(self, job_id: str, queue: str) -> tuple[bool, str, str]:
+        """Whether a job still waits in its queue, its RQ status, and the name of its worker."""
+        waiting, status, worker = await self._fast.call(
+            self._whereabouts, [queue_key(queue), job_key(job_id)], [job_id]
+        )
+        return bool(waiting), status.decode(), worker.decode()
+
+    async def renew(self, leases: dict[str, list[str]], now: float) -> None:
+        """Keep the leases of the requests in flight: key id to request ids."""
+        pipe = self._redis.pipeline(transaction=False)
+        for grant_id, members in leases.items():
+            pipe.zadd(lease_key(grant_id), {member: now + LEASE_S for member in members}, xx=True)
+            pipe.expire(lease_key(grant_id), int(LEASE_S))
+        await pipe.execute()
+
+
+class Refused(Exception):
+    """Admission said no: the error for the client and what is left of its rates."""
+
+    def __init__(self, error: MmserveError, rates: Rates) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.rates = rates
+
+
+def _refusal(
+    verdict: bytes, wait_s: float, waiting: int, grant: KeyGrant, deployment: DeploymentEntry, drain_per_s: float
+) -> MmserveError:
+    if verdict == b"queue":
+        bound = deployment.limits.queue_bound
+        drain_s = (waiting - bound + 1) / drain_per_s if drain_per_s > 0 else UNKNOWN_DRAIN_S
+        pace = f"{drain_per_s:.2g} a second" if drain_per_s > 0 else "a pace not measured yet"
+        return QueueFull(
+            f"The queue of {deployment.served_id} is full: {waiting} requests wait, {bound} may; it drains at {pace}.",
+            retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, drain_s)),
+        )
+    if verdict == b"requests":
+        what: Any = f"{grant.requests_per_minute} requests a minute"
+    elif verdict == b"tokens":
+        what = f"{grant.tokens_per_minute} tokens a minute"
+    else:
+        what = f"{grant.max_concurrency} requests at once"
+    return RateLimitExceeded(
+        f"The access key {grant.name!r} is limited to {what}.", retry_after_s=max(wait_s, 0.001)
+    )

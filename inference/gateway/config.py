@@ -1,0 +1,23 @@
+"""What an operator sets of the gateway; read from Django's settings in mmserve/asgi.py only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Bounds and waits of one gateway process."""
+
+    redis_url: str
+    max_body_bytes: int = 4 * 2**20
+    max_socket_message_bytes: int = 2**20
+    max_socket_requests: int = 32
+    socket_auth_s: float = 10.0
+    keep_alive_s: float = 15.0
+    deadline_grace_s: float = 2.0
+    max_attempts: int = 3
+    result_ttl_s: int = 60
+    failure_ttl_s: int = 600
+    usage_maxlen: int = 200_000
+    redis_timeout_s: float = 5.0

@@ -1,0 +1,77 @@
+-- Check the key's rates and concurrency and the deployment's queue; if all pass, enqueue one RQ job and ring the bell.
+--
+-- KEYS  1 rate bucket of the access key   2 its leases   3 job hash   4 queue   5 rq:queues   6 bell   7.. all queues
+--       of the deployment
+-- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
+--       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
+--       10.. fields of the job's hash
+-- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting}; a verdict is
+-- "ok", "requests", "tokens", "concurrency" or "queue".
+-- A bucket holds at most one minute's worth, and fills evenly (a token bucket by Redis' own clock). A job that takes
+-- another's place was admitted before: only its queue entry is written.
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+local per_requests, per_tokens = tonumber(ARGV[4]), tonumber(ARGV[5])
+local replaces = ARGV[9]
+
+local waiting = 0
+for i = 7, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+
+local requests_left, tokens_left = per_requests, per_tokens
+local requests_reset, tokens_reset = 0, 0
+
+local function answer(verdict, wait_s)
+  return {verdict, math.ceil(wait_s * 1000), math.floor(requests_left), math.ceil(requests_reset * 1000),
+          math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting}
+end
+
+if replaces == '' then
+  local limited = per_requests > 0 or per_tokens > 0
+  if limited then
+    local bucket = redis.call('HMGET', KEYS[1], 'at', 'requests', 'tokens')
+    local passed = math.max(0, now - (tonumber(bucket[1]) or 0))
+    requests_left = math.min(per_requests, (tonumber(bucket[2]) or per_requests) + passed * per_requests / 60)
+    tokens_left = math.min(per_tokens, (tonumber(bucket[3]) or per_tokens) + passed * per_tokens / 60)
+    if per_requests > 0 then requests_reset = (per_requests - requests_left) * 60 / per_requests end
+    if per_tokens > 0 then tokens_reset = (per_tokens - tokens_left) * 60 / per_tokens end
+  end
+  -- A request that is larger than a minute's worth waits for a full bucket: it could never pass otherwise.
+  local reserve = math.min(tonumber(ARGV[6]), per_tokens)
+  if per_requests > 0 and requests_left < 1 then
+    return answer('requests', (1 - requests_left) * 60 / per_requests)
+  end
+  if per_tokens > 0 and tokens_left < reserve then
+    return answer('tokens', (reserve - tokens_left) * 60 / per_tokens)
+  end
+  if waiting >= tonumber(ARGV[8]) then return answer('queue', 0) end
+  local most = tonumber(ARGV[7])
+  if most > 0 then
+    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+    if redis.call('ZCARD', KEYS[2]) >= most then return answer('concurrency', 1) end
+    redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[2])
+    redis.call('PEXPIRE', KEYS[2], math.ceil(tonumber(ARGV[3]) * 1000))
+  end
+  if limited then
+    if per_requests > 0 then
+      requests_left = requests_left - 1
+      requests_reset = requests_reset + 60 / per_requests
+    end
+    if per_tokens > 0 then
+      tokens_left = tokens_left - reserve
+      tokens_reset = tokens_reset + reserve * 60 / per_tokens
+    end
+    redis.call('HSET', KEYS[1], 'at', string.format('%.6f', now), 'requests', string.format('%.6f', requests_left),
+               'tokens', string.format('%.6f', tokens_left))
+    redis.call('PEXPIRE', KEYS[1], 120000)
+  end
+else
+  for i = 7, #KEYS do redis.call('LREM', KEYS[i], 1, replaces) end
+  redis.call('DEL', 'rq:job:' .. replaces)
+end
+
+redis.call('HSET', KEYS[3], unpack(ARGV, 10))
+redis.call('SADD', KEYS[5], KEYS[4])
+redis.call('RPUSH', KEYS[4], ARGV[1])
+if redis.call('EXISTS', KEYS[6]) == 0 then redis.call('RPUSH', KEYS[6], '1') end
+return answer('ok', 0)

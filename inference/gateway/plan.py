@@ -1,0 +1,76 @@
+"""A checked request, the same for both endpoints and all transports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from inference.protocol import GenerateRequest, Sampling
+
+Endpoint = Literal["completions", "chat.completions"]
+
+BYTES_PER_TOKEN = 4  # a guess for the reservation only; the engine's count settles it
+DEFAULT_RESERVED_OUTPUT = 1024  # tokens reserved when the client sets no max_tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What the client wants, in the engine's terms, and how it wants it answered."""
+
+    endpoint: Endpoint
+    model: str
+    sampling: Sampling
+    stream: bool
+    include_usage: bool
+    want_logprobs: bool
+    prompts: list[str | list[int]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = True
+    echo: bool = False
+    priority: str = "normal"
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has."""
+        return self.sampling.n * (len(self.prompts) if self.prompts else 1)
+
+    @property
+    def longest_token_prompt(self) -> int | None:
+        """Tokens of the longest prompt that came as tokens: what can be checked before an engine sees it."""
+        counts = [len(one) for one in self.prompts or () if isinstance(one, list)]
+        return max(counts) if counts else None
+
+    @property
+    def reserved_tokens(self) -> int:
+        """A guess at the prompt's tokens and the most that may be made; settled when the answer is done."""
+        return estimate_tokens(self) + (self.sampling.max_tokens or DEFAULT_RESERVED_OUTPUT) * self.choices
+
+    def request(self, request_id: str, reply_to: str, deadline: float) -> GenerateRequest:
+        """The job's argument."""
+        return GenerateRequest(
+            request_id=request_id,
+            reply_to=reply_to,
+            deadline=deadline,
+            sampling=self.sampling,
+            prompts=self.prompts,
+            messages=self.messages,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            add_special_tokens=self.add_special_tokens,
+            echo=self.echo,
+            priority=self.priority,
+        )
+
+
+def estimate_tokens(plan: Plan) -> int:
+    """About how many tokens the prompt has."""
+    tokens = 0
+    for prompt in plan.prompts or ():
+        tokens += len(prompt) if isinstance(prompt, list) else 1 + len(prompt) // BYTES_PER_TOKEN
+    for message in plan.messages or ():
+        tokens += 4 + len(message["content"] or "") // BYTES_PER_TOKEN
+    return tokens

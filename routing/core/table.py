@@ -1,0 +1,125 @@
+"""The routing table: what can be served, as one frozen value stamped with a configuration revision."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mmserve.errors import ModelNotFound
+
+NEAR_NAMES = 3
+NEAR_ENOUGH = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one deployment lets a request ask for; None is "as the engine says"."""
+
+    queue_bound: int = 256
+    default_deadline_s: float = 300.0
+    context_length: int | None = None
+    max_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentEntry:
+    """One deployment: its id is the stem of its queues' names."""
+
+    id: str
+    served_id: str
+    limits: Limits = field(default_factory=Limits)
+    wanted_replicas: int = 1
+    has_chat_template: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionEntry:
+    """One version, by the id that it is served under: ``name@version``."""
+
+    served_id: str
+    model: str
+    deployments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """One model; ``default`` is the served id behind its default alias."""
+
+    id: str
+    default: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """Everything that a decision reads of the configuration. ``aliases`` maps ``name@alias`` to a served id."""
+
+    revision: int
+    models: Mapping[str, ModelEntry]
+    versions: Mapping[str, VersionEntry]
+    aliases: Mapping[str, str]
+    deployments: Mapping[str, DeploymentEntry]
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        revision: int,
+        models: Iterable[ModelEntry],
+        versions: Iterable[VersionEntry],
+        aliases: Mapping[str, str],
+        deployments: Iterable[DeploymentEntry],
+    ) -> RoutingTable:
+        """Index the entries and hang every deployment on its version."""
+        by_id = {entry.id: entry for entry in deployments}
+        serving: dict[str, list[str]] = {}
+        for entry in by_id.values():
+            serving.setdefault(entry.served_id, []).append(entry.id)
+        return cls(
+            revision=revision,
+            models={entry.id: entry for entry in models},
+            versions={
+                entry.served_id: VersionEntry(
+                    served_id=entry.served_id,
+                    model=entry.model,
+                    deployments=tuple(sorted(serving.get(entry.served_id, ()))),
+                )
+                for entry in versions
+            },
+            aliases=dict(aliases),
+            deployments=by_id,
+        )
+
+    def resolve(self, model_id: str) -> VersionEntry:
+        """The version behind ``name``, ``name@version`` or ``name@alias``; else ModelNotFound with near names."""
+        found = self.versions.get(model_id)
+        if found is not None:
+            return found
+        served_id = self.aliases.get(model_id)
+        if served_id is None:
+            model = self.models.get(model_id)
+            if model is None:
+                raise ModelNotFound(self._unknown(model_id), param="model")
+            if model.default is None:
+                raise ModelNotFound(
+                    f"The model {model_id!r} has no default version. Name one: {self._versions_of(model_id)}.",
+                    param="model",
+                )
+            served_id = model.default
+        found = self.versions.get(served_id)
+        if found is None:
+            raise ModelNotFound(f"{model_id!r} points to {served_id!r}, which is gone.", param="model")
+        return found
+
+    def _unknown(self, model_id: str) -> str:
+        known = [*self.models, *self.aliases, *self.versions]
+        near = difflib.get_close_matches(model_id[:200], known, n=NEAR_NAMES, cutoff=NEAR_ENOUGH)
+        shown = model_id if len(model_id) <= 200 else model_id[:200] + "…"
+        message = f"The model {shown!r} does not exist."
+        if near:
+            message += " Did you mean " + " or ".join(repr(name) for name in near) + "?"
+        return message
+
+    def _versions_of(self, model_id: str) -> str:
+        names = sorted(entry.served_id for entry in self.versions.values() if entry.model == model_id)
+        return ", ".join(names) or "it has no version yet"
