@@ -118,3 +118,15 @@ def unload(version: ModelVersion, *, actor: str, reason: str = "") -> Deployment
         bump("deployment.unload", deployment.name, actor, reason, {"replicas": 0})
     wake_controller()
     return deployment
+
+
+def on_version_retiring(version: ModelVersion, actor: str, deleting: bool, **_: Any) -> None:
+    """Receiver of registry's `version_retiring`: what serves is not taken away; a deployment that sleeps goes along."""
+    deployment = Deployment.objects.filter(version=version).first()
+    if deployment is None:
+        return
+    if deployment.replicas or deployment.replica_set.filter(state__in=ALIVE).exists():
+        raise Conflict(f"{version.served_id} is served by deployment {deployment.name}; unload it first")
+    if deleting:
+        deployment.delete()
+        bump("deployment.deleted", deployment.name, actor, data={"version": version.served_id})

@@ -1,0 +1,68 @@
+"""Fixtures that every test may use: a real Redis, a real PostgreSQL, a place for data."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before Django reads its settings: tests touch neither this checkout's data nor its secrets.
+_SESSION_DIR = Path(tempfile.mkdtemp(prefix="mms-"))
+os.environ["MMSERVE_DATA_DIR"] = str(_SESSION_DIR / "data")
+os.environ["DJANGO_SECRET_KEY"] = secrets.token_urlsafe(64)
+os.environ.setdefault("REDIS_URL", f"unix://{_SESSION_DIR / 'redis.sock'}")
+(_SESSION_DIR / "data").mkdir()
+
+import pytest  # noqa: E402
+import redis  # noqa: E402
+
+
+def start_redis(socket: Path) -> subprocess.Popen[bytes]:
+    """A real Redis server on a unix socket, gone with this process's end by its caller."""
+    process = subprocess.Popen(
+        ["redis-server", "--unixsocket", str(socket), "--port", "0", "--save", "", "--dir", str(socket.parent)],
+        stdout=subprocess.DEVNULL,
+    )
+    client = redis.Redis(unix_socket_path=str(socket))
+    until = time.monotonic() + 20
+    while True:
+        try:
+            client.ping()
+            break
+        except redis.ConnectionError:
+            if time.monotonic() > until or process.poll() is not None:
+                raise
+            time.sleep(0.01)
+    client.close()
+    return process
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """URL of the Redis that settings.REDIS_URL names, running for the whole session."""
+    url = os.environ["REDIS_URL"]
+    process = start_redis(Path(url.removeprefix("unix://")))
+    yield url
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """The session's Redis, empty."""
+    client = redis.Redis.from_url(redis_server)
+    client.flushall()
+    yield redis_server
+    client.flushall()
+    client.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_dir() -> Iterator[Path]:
+    yield _SESSION_DIR
+    shutil.rmtree(_SESSION_DIR, ignore_errors=True)
