@@ -49,6 +49,10 @@ DATABASE_URL = env("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'mmserve.sqli
 REDIS_URL = env("REDIS_URL", default=f"unix://{embedded_redis_socket()}")
 # Folder or s3://bucket/prefix that holds model files.
 STORAGE_URL = env("MMSERVE_STORAGE_URL", default=f"file://{DATA_DIR / 'models'}")
+# Where downloads are kept, so that a retry or a second version does not fetch them again.
+CACHE_DIR = Path(env("MMSERVE_CACHE_DIR", default=str(DATA_DIR / "cache"))).resolve()
+# Folders, besides DATA_DIR, from which file:// sources may be read.
+SOURCE_ROOTS = [Path(root).resolve() for root in env.list("MMSERVE_SOURCE_ROOTS", default=[])]
 
 # This machine's name in the admin, and what its engines may take of host memory (bytes; 0: 80% of it).
 NODE_NAME = env("MMSERVE_NODE_NAME", default=os.uname().nodename)
@@ -138,9 +142,8 @@ CHANNEL_LAYERS = {
     }
 }
 
-RQ_QUEUES = {"ops": {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 3600}}
+RQ_QUEUES = {"ops": {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 3600, "SERIALIZER": "rq.serializers.JSONSerializer"}}
 RQ = {
-    "SERIALIZER": "rq.serializers.JSONSerializer",
     # Redis is no code channel: only functions named in a table run.
     "JOB_CLASS": "mmserve.ops.TabledJob",
     "WORKER_CLASS": "mmserve.ops.OpsWorker",
@@ -175,7 +178,10 @@ REST_KNOX = {
 }
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["mmserve.keys.KeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "mmserve.keys.KeyAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["mmserve.keys.HasManageScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],

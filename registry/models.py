@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.functions import Now
+
+from mmserve.errors import Conflict
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -51,6 +54,10 @@ class VersionState(models.TextChoices):
     ARCHIVED = "archived"  # kept for history, not to be loaded
 
 
+PUBLISHED = (VersionState.READY, VersionState.ARCHIVED)
+FROZEN_FIELDS = ("model_id", "version", "source_uri", "path", "facts")
+
+
 class ModelVersion(models.Model):
     """One immutable set of files with the facts read from them, prices and engine options."""
 
@@ -85,6 +92,27 @@ class ModelVersion(models.Model):
 
     def __str__(self) -> str:
         return self.served_id
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_to_change_what_was_published()
+        super().save(*args, **kwargs)
+
+    def _refuse_to_change_what_was_published(self) -> None:
+        """A version that was ready once means the same files and facts for ever."""
+        stored = (
+            type(self)
+            .objects.filter(pk=self.pk, state__in=PUBLISHED)
+            .values(*FROZEN_FIELDS)
+            .first()
+        )
+        if stored is None:
+            return
+        changed = [name for name in FROZEN_FIELDS if stored[name] != getattr(self, name)]
+        if changed:
+            raise Conflict(
+                f"{self.served_id} is published, so its {', '.join(changed)} cannot change; register another version",
+                param=changed[0],
+            )
 
     @property
     def served_id(self) -> str:
@@ -148,6 +176,14 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M:%S} {self.kind} {self.subject} by {self.actor}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise Conflict("events are append-only: write another one")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        raise Conflict("events are append-only: they cannot be deleted")
 
 
 class ConfigRevision(models.Model):

@@ -1,0 +1,115 @@
+"""System checks: a wrong setting is refused at start, in words that say what to set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+
+MIN_SECRET_CHARS = 50
+MIN_SECRET_DISTINCT = 5
+MIN_MEMORY_BYTES = 256 * 2**20
+BODY_BYTES = (1024, 2**30)
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+DATABASES = ("django.db.backends.sqlite3", "django.db.backends.postgresql")
+
+
+@register()
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Every check of mmserve's own settings."""
+    return [*secret_key(), *memory(), *data_dir(), *servers(), *storage(), *listening()]
+
+
+def secret_key() -> Iterator[CheckMessage]:
+    key = settings.SECRET_KEY
+    weak = (
+        len(key) < MIN_SECRET_CHARS
+        or len(set(key)) < MIN_SECRET_DISTINCT
+        or key.startswith(("insecure-", "django-insecure-"))
+    )
+    if weak and not settings.DEBUG:
+        yield Error(
+            "The secret key is weak or was not generated yet, and MMSERVE_DEBUG is off.",
+            hint=f"Set DJANGO_SECRET_KEY to {MIN_SECRET_CHARS} or more random characters, "
+            "or let `manage.py up` generate one in MMSERVE_DATA_DIR.",
+            id="mmserve.E001",
+        )
+
+
+def memory() -> Iterator[CheckMessage]:
+    total = psutil.virtual_memory().total
+    if settings.MEMORY_BYTES and not MIN_MEMORY_BYTES <= settings.MEMORY_BYTES <= total:
+        yield Error(
+            f"MMSERVE_MEMORY_BYTES is {settings.MEMORY_BYTES}: engines cannot have that of {total} bytes.",
+            hint=f"Set it to a number of bytes from {MIN_MEMORY_BYTES} to {total}, or to 0 for 80% of this machine.",
+            id="mmserve.E002",
+        )
+
+
+def data_dir() -> Iterator[CheckMessage]:
+    for name, folder in (("MMSERVE_DATA_DIR", settings.DATA_DIR), ("MMSERVE_CACHE_DIR", settings.CACHE_DIR)):
+        if not _can_write_below(folder):
+            yield Error(
+                f"{folder} cannot be written or created.",
+                hint=f"Set {name} to a folder that this user may write.",
+                id="mmserve.E003",
+            )
+
+
+def servers() -> Iterator[CheckMessage]:
+    if settings.DATABASES["default"]["ENGINE"] not in DATABASES:
+        yield Error(
+            "DATABASE_URL names a database that mmserve does not run on.",
+            hint="Set it to postgres://… or sqlite:///….",
+            id="mmserve.E004",
+        )
+    if urlsplit(settings.REDIS_URL).scheme not in REDIS_SCHEMES:
+        yield Error(
+            "REDIS_URL is not the address of a Redis server.",
+            hint="Set it to redis://host:6379/0, rediss://… or unix:///path/to/redis.sock.",
+            id="mmserve.E005",
+        )
+
+
+def storage() -> Iterator[CheckMessage]:
+    url = urlsplit(settings.STORAGE_URL)
+    if url.scheme != "file" or url.netloc or not url.path.startswith("/"):
+        yield Error(
+            f"MMSERVE_STORAGE_URL is {settings.STORAGE_URL!r}: not a local folder.",
+            hint="Set it to file:///absolute/folder.",
+            id="mmserve.E006",
+        )
+    for root in settings.SOURCE_ROOTS:
+        if not root.is_dir():
+            yield Error(
+                f"MMSERVE_SOURCE_ROOTS names {root}, which is no folder.",
+                hint="List existing folders, separated by commas.",
+                id="mmserve.E007",
+            )
+
+
+def listening() -> Iterator[CheckMessage]:
+    if not 1 <= settings.PORT <= 65535:
+        yield Error(
+            f"MMSERVE_PORT is {settings.PORT}.", hint="Set it to a port from 1 to 65535.", id="mmserve.E008"
+        )
+    low, high = BODY_BYTES
+    if not low <= settings.MAX_BODY_BYTES <= high:
+        yield Error(
+            f"MMSERVE_MAX_BODY_BYTES is {settings.MAX_BODY_BYTES}.",
+            hint=f"Set it to a number of bytes from {low} to {high}.",
+            id="mmserve.E009",
+        )
+
+
+def _can_write_below(folder: Path) -> bool:
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,55 @@
+"""Models: register, describe, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import transaction
+
+from mmserve.errors import InvalidRequest
+from registry.actions.versions import delete_version
+from registry.models import Model
+from registry.revision import bump
+from registry.saving import save_checked
+
+EDITABLE = frozenset({"display_name", "description", "owner", "licence"})
+
+
+def check_editable(changes: dict[str, Any], editable: frozenset[str]) -> None:
+    """Refuse a field that this action does not change."""
+    for field in changes:
+        if field not in editable:
+            raise InvalidRequest(f"{field} cannot be changed; {', '.join(sorted(editable))} can", param=field)
+
+
+@transaction.atomic
+def register_model(name: str, *, actor: str, reason: str = "", **fields: Any) -> Model:
+    """A model without versions yet."""
+    check_editable(fields, EDITABLE)
+    model = Model(name=name, **fields)
+    save_checked(model, unique=f"There is a model {name!r} already.")
+    bump("model.registered", name, actor, reason, fields)
+    return model
+
+
+@transaction.atomic
+def update_model(model: Model, *, actor: str, reason: str = "", **changes: Any) -> Model:
+    """Change what describes a model; its name is for ever."""
+    check_editable(changes, EDITABLE)
+    changed = {field: value for field, value in changes.items() if getattr(model, field) != value}
+    if changed:
+        for field, value in changed.items():
+            setattr(model, field, value)
+        save_checked(model, unique=f"There is a model {model.name!r} already.")
+        bump("model.updated", model.name, actor, reason, changed)
+    return model
+
+
+@transaction.atomic
+def delete_model(model: Model, *, actor: str, reason: str = "") -> None:
+    """Delete a model with its aliases, versions and files; refused while one of its versions is served."""
+    model.aliases.all().delete()
+    for version in model.versions.select_related("model"):
+        delete_version(version, actor=actor, reason=reason)
+    model.delete()
+    bump("model.deleted", model.name, actor, reason)

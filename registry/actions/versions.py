@@ -1,0 +1,184 @@
+"""Versions: register, import, archive, delete. TRANSITIONS is the written state machine."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Any
+
+import django_rq
+from django.db import transaction
+from django.db.models import ProtectedError
+from django.dispatch import Signal
+from django.utils import timezone
+from redis import RedisError
+
+from mmserve.errors import Conflict, InvalidRequest, Unavailable
+from registry import sources, store
+from registry.models import Model, ModelVersion, VersionState
+from registry.revision import bump
+from registry.saving import save_checked
+
+log = logging.getLogger(__name__)
+
+TRANSITIONS: dict[str, frozenset[str]] = {
+    VersionState.REGISTERED: frozenset({VersionState.FETCHING, VersionState.ARCHIVED}),
+    VersionState.FETCHING: frozenset({VersionState.READY, VersionState.FAILED}),
+    VersionState.FAILED: frozenset({VersionState.FETCHING, VersionState.ARCHIVED}),
+    VersionState.READY: frozenset({VersionState.ARCHIVED}),
+    # Back to ready only if its files were whole once: restore_version checks.
+    VersionState.ARCHIVED: frozenset({VersionState.READY}),
+}
+EDITABLE = frozenset({"description", "capabilities", "price_input", "price_cached_input", "price_output"})
+IMPORT_JOB = "registry.jobs.import_version"
+# A job that lives writes its progress every second: one that is silent for so long is dead.
+SILENT_AFTER = datetime.timedelta(seconds=120)
+
+# Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason`` and
+# ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
+version_retiring = Signal()
+
+
+@transaction.atomic
+def register_version(
+    model: Model, version: str, source_uri: str, *, actor: str, reason: str = "", **fields: Any
+) -> ModelVersion:
+    """A version with its source; import_version brings the files."""
+    for field in fields:
+        if field not in EDITABLE:
+            raise InvalidRequest(f"{field} cannot be set", param=field)
+    sources.check(source_uri)
+    if model.aliases.filter(name=version).exists():
+        raise Conflict(f"{model.name}@{version} is an alias already.", param="version")
+    row = ModelVersion(model=model, version=version, source_uri=source_uri, **fields)
+    save_checked(row, unique=f"There is a version {model.name}@{version} already.")
+    bump("version.registered", row.served_id, actor, reason, {"source_uri": source_uri})
+    return row
+
+
+@transaction.atomic
+def update_version(version: ModelVersion, *, actor: str, reason: str = "", **changes: Any) -> ModelVersion:
+    """Change prices, capabilities or description; files, source and facts never change."""
+    for field in changes:
+        if field not in EDITABLE:
+            raise InvalidRequest(f"{field} cannot be changed; register another version", param=field)
+    changed = {field: value for field, value in changes.items() if getattr(version, field) != value}
+    if changed:
+        before = {field: getattr(version, field) for field in changed}
+        for field, value in changed.items():
+            setattr(version, field, value)
+        save_checked(version, unique=f"There is a version {version.served_id} already.")
+        data = {field: {"from": _plain(before[field]), "to": _plain(value)} for field, value in changed.items()}
+        bump("version.updated", version.served_id, actor, reason, data)
+    return version
+
+
+def import_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
+    """Have an ops job bring the files; also the way to retry after a failure."""
+    with transaction.atomic():
+        if version.state == VersionState.FETCHING and _silent(version):
+            version.progress = {}
+        else:
+            transition(version, VersionState.FETCHING)
+        version.state_reason = ""
+        version.progress = {"stage": "queued", "at": timezone.now().isoformat()}
+        version.save(update_fields=["progress", "state_reason"])
+        revision = bump("version.fetching", version.served_id, actor, reason, {"source_uri": version.source_uri})
+        transaction.on_commit(lambda: _enqueue(version, revision, actor))
+    return version
+
+
+def finish_import(version: ModelVersion, *, actor: str) -> None:
+    """The job's end: files, facts and capabilities are set on ``version``, and it is ready. In a transaction."""
+    version.ready_at = timezone.now()
+    version.progress = {}
+    version.save()
+    transition(version, VersionState.READY)
+    bump("version.ready", version.served_id, actor, "", {"facts": version.facts})
+
+
+@transaction.atomic
+def fail_import(version: ModelVersion, *, actor: str, reason: str) -> None:
+    """The job's other end."""
+    version.progress = {}
+    version.state_reason = reason
+    version.save(update_fields=["progress", "state_reason"])
+    transition(version, VersionState.FAILED)
+    bump("version.failed", version.served_id, actor, reason)
+
+
+@transaction.atomic
+def archive_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
+    """Keep it for history, refuse to serve it; refused while an alias names it or a deployment serves it."""
+    names = [str(alias) for alias in version.aliases.select_related("model")]
+    if names:
+        raise Conflict(f"{version.served_id} is what {', '.join(names)} means; promote another version first.")
+    version_retiring.send(ModelVersion, version=version, actor=actor, reason=reason, deleting=False)
+    transition(version, VersionState.ARCHIVED)
+    bump("version.archived", version.served_id, actor, reason)
+    return version
+
+
+@transaction.atomic
+def restore_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
+    """Bring an archived version back, if its files were whole."""
+    if version.ready_at is None:
+        raise Conflict(f"{version.served_id} never had its files; register it anew.")
+    transition(version, VersionState.READY)
+    bump("version.restored", version.served_id, actor, reason)
+    return version
+
+
+@transaction.atomic
+def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> None:
+    """Delete a version and its files; refused while it is fetched, named or served."""
+    if version.state == VersionState.FETCHING and not _silent(version):
+        raise Conflict(f"{version.served_id} is being fetched; wait for the job to end.")
+    names = [str(alias) for alias in version.aliases.select_related("model")]
+    if names:
+        raise Conflict(f"{version.served_id} is what {', '.join(names)} means; promote another version first.")
+    version_retiring.send(ModelVersion, version=version, actor=actor, reason=reason, deleting=True)
+    served_id, path = version.served_id, version.path
+    try:
+        version.delete()
+    except ProtectedError as error:
+        users = ", ".join(sorted(str(row) for row in error.protected_objects))
+        raise Conflict(f"{served_id} is in use by {users}.") from error
+    bump("version.deleted", served_id, actor, reason)
+    if path:
+        transaction.on_commit(lambda: store.remove(path), robust=True)
+
+
+def transition(version: ModelVersion, to: str) -> None:
+    """Move the state by compare-and-set; Conflict when the table does not allow it or somebody moved it first."""
+    if to not in TRANSITIONS[version.state]:
+        raise Conflict(f"{version.served_id} is {version.state}; from there it cannot become {to}.")
+    moved = ModelVersion.objects.filter(pk=version.pk, state=version.state).update(state=to)
+    if not moved:
+        version.refresh_from_db(fields=["state"])
+        raise Conflict(f"{version.served_id} became {version.state} meanwhile.")
+    version.state = to
+
+
+def _silent(version: ModelVersion) -> bool:
+    at = version.progress.get("at")
+    return at is None or timezone.now() - datetime.datetime.fromisoformat(at) > SILENT_AFTER
+
+
+def _enqueue(version: ModelVersion, revision: int, actor: str) -> None:
+    queue = django_rq.get_queue("ops", commit_mode="auto")
+    try:
+        queue.enqueue(
+            IMPORT_JOB,
+            version.pk,
+            job_id=f"import-{version.pk}-{revision}",
+            description=f"import {version.served_id}",
+            failure_ttl=7 * 24 * 3600,
+        )
+    except RedisError as error:
+        fail_import(version, actor=actor, reason=f"The job could not be queued: {error}")
+        raise Unavailable("Redis does not answer, so the import was not queued; try again.") from error
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, list, type(None))) else str(value)
