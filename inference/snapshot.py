@@ -1,0 +1,47 @@
+"""Rows become values here, once: the routing table of one configuration revision."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from inference.models import Deployment
+from registry.models import Alias, Model, ModelVersion, VersionState
+from registry.revision import current
+from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
+
+
+@transaction.atomic
+def routing_table() -> RoutingTable:
+    """Read the whole table in four queries, however many rows there are."""
+    revision = current()
+    aliases = {}
+    defaults = {}
+    for alias in Alias.objects.select_related("model", "version__model"):
+        served_id = alias.version.served_id
+        aliases[str(alias)] = served_id
+        if alias.is_default:
+            defaults[alias.model_id] = served_id
+    versions = ModelVersion.objects.exclude(state=VersionState.ARCHIVED).select_related("model")
+    deployments = Deployment.objects.select_related("version__model")
+    return RoutingTable.build(
+        revision=revision,
+        models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
+        versions=[VersionEntry(served_id=row.served_id, model=row.model.name) for row in versions],
+        aliases=aliases,
+        deployments=[_entry(row) for row in deployments],
+    )
+
+
+def _entry(row: Deployment) -> DeploymentEntry:
+    facts = row.version.facts
+    return DeploymentEntry(
+        id=row.name,
+        served_id=row.version.served_id,
+        limits=Limits(
+            queue_bound=row.queue_bound,
+            default_deadline_s=float(row.deadline_s),
+            context_length=row.context_length or facts.get("context_length"),
+        ),
+        wanted_replicas=row.replicas,
+        has_chat_template="chat" in row.version.capabilities,
+    )
