@@ -31,6 +31,10 @@ class Authenticator(Protocol):
 
     async def authenticate(self, raw_key: str) -> KeyGrant: ...
 
+    async def refresh(self, new_revision: int) -> None:
+        """The configuration changed: what is remembered of keys may be wrong now."""
+        ...
+
 
 def bearer_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The key of ``Authorization: Bearer <key>``, or None when there is no such header."""

@@ -1,0 +1,181 @@
+"""One request in flight: the events of its attempts, in order, for the one coroutine that answers the client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from inference.gateway.auth import KeyGrant
+from inference.gateway.plan import Plan
+from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest, queue_name
+from mmserve.errors import MmserveError, from_wire
+from routing.core.table import DeploymentEntry
+
+Event = list[Any]
+
+# Kinds that only the gateway makes, beside those of inference.protocol.
+RESTARTED, FAILED, IDLE, GONE = 100, 101, 102, 103
+
+# Beyond this many events that a slow reader has not taken, neighbouring deltas become one.
+MERGE_BEYOND = 256
+
+
+class Flight:
+    """Owned by the event loop; the hub adds events, the answering coroutine takes them."""
+
+    __slots__ = (
+        "_waiter", "attempt", "begun_at", "cached_tokens", "completion_tokens", "deadline_at", "delivered", "deployment",
+        "finished_choices", "first_token_at", "grant", "heard_at", "idle_after_s", "inquiries", "job_id", "missing",
+        "next_seq", "over", "pending", "plan", "probe_at", "prompt_tokens", "queued_s", "recovering", "replica",
+        "request", "resumed_tokens", "safe_tokens", "sent_at", "tokens", "unknown_to",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: GenerateRequest, plan: Plan, grant: KeyGrant, deployment: DeploymentEntry, *, deadline_at: float
+    ) -> None:
+        now = time.monotonic()
+        self.request = request
+        self.plan = plan
+        self.grant = grant
+        self.deployment = deployment
+        self.deadline_at = deadline_at  # monotonic
+        self.begun_at = self.heard_at = self.sent_at = now
+        self.first_token_at: float | None = None
+        self.idle_after_s: float | None = None
+        self.attempt = 0
+        self.job_id = ""
+        self.pending: list[Event] = []
+        self.delivered = False  # the client has had text of the present attempt or one that it continues
+        self.over = False
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
+        self.queued_s = 0.0
+        self.tokens: list[int] = []
+        self.resumed_tokens = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        """Wait for the events of a new job from its first."""
+        self.attempt += 1
+        self.job_id = f"{self.request.request_id}-{self.attempt}"
+        self.next_seq = 0
+        self.replica: str | None = None
+        self.heard_at = time.monotonic()
+        self.probe_at = 0.0
+        self.inquiries = 0
+        self.missing = False
+        self.unknown_to: set[str] = set()
+        self.finished_choices = 0
+        self.safe_tokens = len(self.tokens)
+        self.recovering = False
+
+    @property
+    def queue(self) -> str:
+        """The RQ queue of the present attempt."""
+        return queue_name(self.deployment.id, self.request.priority)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether an engine has the present attempt in its batch."""
+        return self.replica is not None
+
+    def take(self, event: Event, replica: str, now: float) -> None:
+        """The event that was due: the hub has checked its sequence number."""
+        self.next_seq += 1
+        self.heard_at = now
+        kind = event[2]
+        if kind == DELTA:
+            if self.first_token_at is None:
+                self.first_token_at = now
+            self.tokens.extend(event[5])
+            if event[4]:
+                self.safe_tokens = len(self.tokens)
+            if event[7] is not None:
+                self.finished_choices += 1
+        elif kind == ACCEPTED:
+            self.replica = replica
+            if self.attempt == 1 or not self.prompt_tokens:
+                self.prompt_tokens = sum(event[4])
+        elif kind == DONE:
+            self._note_usage(event[3])
+        elif kind == ERROR:
+            event = [self.job_id, -1, FAILED, from_wire(event[3])]
+        self.push(event)
+
+    def push(self, event: Event) -> None:
+        """Hand an event to the answering coroutine."""
+        self.pending.append(event)
+        if len(self.pending) > MERGE_BEYOND:
+            self.pending = merged(self.pending)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: MmserveError) -> None:
+        """End the request with an error."""
+        if not self.over:
+            self.push([self.job_id, -1, FAILED, error])
+
+    async def next(self) -> list[Event]:
+        """All events since the last call, at least one; the deadline ends the waiting (see Recovery)."""
+        while not self.pending:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        found, self.pending = self.pending, []
+        return found
+
+    def _note_usage(self, usage: dict[str, Any]) -> None:
+        self.prompt_tokens = self.prompt_tokens or usage["prompt_tokens"]
+        self.completion_tokens = self.resumed_tokens + usage["completion_tokens"]
+        self.cached_tokens = usage.get("cached_tokens", 0)
+        self.queued_s = usage.get("queued_s", 0.0)
+
+    def continuation(self) -> GenerateRequest | None:
+        """The request for the rest of a text whose beginning the client has; None where it could differ.
+
+        A seeded sampler starts anew in another engine; stop strings and penalties look back at text that would then
+        be the prompt; a choice among many and structured output have state beyond the tokens.
+        """
+        sampling = self.request.sampling
+        exact = (
+            self.plan.choices == 1
+            and not self.plan.want_logprobs
+            and sampling.seed is None
+            and not sampling.stop
+            and not sampling.bad_words
+            and sampling.presence_penalty == 0.0
+            and sampling.frequency_penalty == 0.0
+            and sampling.repetition_penalty == 1.0
+            and not (sampling.json_schema or sampling.json_object or sampling.regex or sampling.choice)
+            and not sampling.grammar
+            and not self.request.echo
+        )
+        if not exact:
+            return None
+        # A token whose text has not come out yet may be half a character: it is made again.
+        self.tokens = self.tokens[: self.safe_tokens]
+        return msgspec.structs.replace(self.request, resume_token_ids=list(self.tokens))
+
+
+def merged(events: list[Event]) -> list[Event]:
+    """The same events with neighbouring deltas of one choice joined; logprobs and finish reasons keep their place."""
+    found: list[Event] = []
+    for event in events:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and last[2] == event[2] == DELTA
+            and last[3] == event[3]
+            and last[7] is None
+            and (last[6] is None) == (event[6] is None)
+        ):
+            logprobs = None if last[6] is None else last[6] + event[6]
+            found[-1] = [*event[:4], last[4] + event[4], last[5] + event[5], logprobs, *event[7:]]
+        else:
+            found.append(event)
+    return found

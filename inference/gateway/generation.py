@@ -1,0 +1,215 @@
+"""One request from its plan to its settlement, the same for every transport."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from inference.gateway.admission import Admission, Rates, Refused
+from inference.gateway.auth import KeyGrant
+from inference.gateway.config import GatewayConfig
+from inference.gateway.controls import Controls
+from inference.gateway.flight import Flight
+from inference.gateway.hub import Hub
+from inference.gateway.live import LiveState
+from inference.gateway.plan import Plan
+from inference.gateway.usage import UsageRecord
+from mmserve.errors import ContextLengthExceeded, InvalidRequest, MmserveError, ModelNotLoaded, Unavailable
+from routing.core.decision import NO_CHAT_TEMPLATE, Decision, RequestFacts, decide
+from routing.core.table import DeploymentEntry, RoutingTable
+
+log = logging.getLogger(__name__)
+
+CANCELLED = "cancelled"
+LOADING_RETRY_S = 2.0
+
+
+def new_id() -> str:
+    """An id that no other request has."""
+    return secrets.token_hex(12)
+
+
+def facts_of(plan: Plan, decision_id: str) -> RequestFacts:
+    """What the routing core needs to know of a plan."""
+    return RequestFacts(
+        decision_id=decision_id,
+        model=plan.model,
+        chat=plan.messages is not None,
+        prompt_tokens=plan.longest_token_prompt,
+        max_tokens=plan.sampling.max_tokens,
+    )
+
+
+class Generation:
+    """A request that was admitted: its flight, and what its headers say."""
+
+    __slots__ = ("decision", "flight", "plan", "rates", "request_id")
+
+    def __init__(self, request_id: str, plan: Plan, decision: Decision, rates: Rates, flight: Flight) -> None:
+        self.request_id = request_id
+        self.plan = plan
+        self.decision = decision
+        self.rates = rates
+        self.flight = flight
+
+
+class Generator:
+    """Decides, admits and dispatches; cancels and settles."""
+
+    def __init__(
+        self,
+        *,
+        config: GatewayConfig,
+        table: Callable[[], RoutingTable],
+        live: LiveState,
+        hub: Hub,
+        admission: Admission,
+        controls: Controls,
+        reply_to: str,
+        settled: asyncio.Event,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._live = live
+        self._hub = hub
+        self._admission = admission
+        self._controls = controls
+        self._reply_to = reply_to
+        self._settled = settled
+
+    def decide(self, plan: Plan, decision_id: str) -> Decision:
+        """Who would serve this; nothing is run."""
+        return decide(self._table(), self._live.loads, facts_of(plan, decision_id))
+
+    async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
+        """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
+        request_id = new_id()
+        decision = self.decide(plan, request_id)
+        if decision.chosen is None and not self._settled.is_set():
+            # This process has only just begun to hear beats: what it has not heard of may well be ready.
+            await self._settled.wait()
+            decision = self.decide(plan, request_id)
+        table = self._table()
+        if decision.chosen is None:
+            raise _nothing_serves(plan, decision, table, self._live)
+        deployment = table.deployments[decision.chosen]
+        _check_limits(plan, deployment)
+        now = time.time()
+        deadline_s = deployment.limits.default_deadline_s
+        request = plan.request(request_id, self._reply_to, now + deadline_s)
+        flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
+        load = self._live.loads.get(deployment.id)
+        self._hub.add(flight)
+        try:
+            rates = await self._admission.admit(
+                request,
+                job_id=flight.job_id,
+                grant=grant,
+                deployment=deployment,
+                reserved_tokens=plan.reserved_tokens,
+                drain_per_s=load.jobs_per_s if load else 0.0,
+                now=now,
+            )
+        except (MmserveError, Refused):
+            self._hub.remove(flight)
+            raise
+        except BaseException:
+            # The client left while its job was being written: it may be in the queue by now.
+            self._hub.remove(flight)
+            await asyncio.shield(self._stop(flight))
+            raise
+        return Generation(request_id, plan, decision, rates, flight)
+
+    async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
+        """End a request: stop what still runs of it, then settle."""
+        flight = generation.flight
+        flight.over = True
+        self._hub.remove(flight)
+        if outcome != "completed":
+            await self._stop(flight)
+            flight.completion_tokens = flight.completion_tokens or len(flight.tokens)
+        now = time.monotonic()
+        record = UsageRecord(
+            request_id=generation.request_id,
+            key=flight.grant.id,
+            model=generation.plan.model,
+            served_id=flight.deployment.served_id,
+            deployment=flight.deployment.id,
+            endpoint=generation.plan.endpoint,
+            outcome=outcome,
+            status=status,
+            at=time.time(),
+            stream=generation.plan.stream,
+            prompt_tokens=flight.prompt_tokens,
+            completion_tokens=flight.completion_tokens,
+            cached_tokens=flight.cached_tokens,
+            attempts=flight.attempt,
+            queued_s=flight.queued_s,
+            ttft_s=(flight.first_token_at or now) - flight.begun_at,
+            e2e_s=now - flight.begun_at,
+        )
+        self._admission.settle(
+            flight.grant,
+            record,
+            reserved_tokens=generation.plan.reserved_tokens,
+            used_tokens=flight.prompt_tokens + flight.completion_tokens,
+        )
+
+    async def _stop(self, flight: Flight) -> None:
+        """Take the job out of its queue, or tell the engine that has it, or may have it."""
+        if flight.replica is not None:
+            self._controls.cancel(flight.replica, flight.job_id)
+            return
+        try:
+            withdrawn = await self._admission.withdraw(flight.job_id, flight.queue)
+        except MmserveError as error:
+            log.warning("cannot withdraw job %s: %s", flight.job_id, error)
+            withdrawn = False
+        if not withdrawn:
+            for replica in self._live.replicas(flight.deployment.id):
+                self._controls.cancel(replica, flight.job_id)
+
+
+def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
+    most = deployment.limits.max_output_tokens
+    if most is not None and (plan.sampling.max_tokens or 0) > most:
+        raise InvalidRequest(
+            f"max_tokens is {plan.sampling.max_tokens}; {deployment.served_id} makes at most {most}.",
+            param="max_tokens",
+        )
+
+
+def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
+    """Why no deployment is eligible, as the error that helps most."""
+    served_id = decision.served_id
+    entries = [table.deployments[one.id] for one in decision.candidates]
+    ready = [entry for entry in entries if (load := live.loads.get(entry.id)) is not None and load.ready]
+    for entry in ready:
+        load = live.loads[entry.id]
+        context = entry.limits.context_length or load.context_length
+        prompt, output = plan.longest_token_prompt or 0, plan.sampling.max_tokens or 0
+        if context and prompt + output > context:
+            return ContextLengthExceeded(
+                f"{served_id} has a context of {context} tokens; the prompt has {prompt or 'an unknown number of'} "
+                f"and up to {output} were asked for.",
+                param="prompt" if prompt > output else "max_tokens",
+            )
+    if any(NO_CHAT_TEMPLATE in one.reasons for one in decision.candidates):
+        return InvalidRequest(
+            f"{served_id} has no chat template: use /v1/completions.", param="messages", code="unsupported_parameter"
+        )
+    loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
+    if loading:
+        stage = next((found for entry in loading if (found := live.stage(entry.id))), "starting")
+        return Unavailable(
+            f"{served_id} is being loaded ({stage}).",
+            param="model",
+            code="model_loading",
+            retry_after_s=LOADING_RETRY_S,
+        )
+    return ModelNotLoaded(
+        f"{served_id} is not loaded. Load it with POST /v1/models/{served_id}/load.", param="model"
+    )

@@ -1,0 +1,56 @@
+"""The headers that every answer carries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from inference.gateway.admission import Rates
+from mmserve.errors import AuthenticationFailed, MmserveError
+
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+def header(headers: Iterable[Header], name: bytes) -> bytes | None:
+    """The first header of this (lower-case) name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def request_id_of(headers: Iterable[Header]) -> bytes | None:
+    """The caller's ``x-request-id``, when it is sane."""
+    given = header(headers, b"x-request-id")
+    return given if given is not None and _SANE_ID.fullmatch(given) else None
+
+
+def rate_headers(rates: Rates | None) -> Headers:
+    """``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` for the limits that the key has."""
+    found: Headers = []
+    if rates is None:
+        return found
+    if rates.requests_limit is not None:
+        found += [
+            (b"x-ratelimit-limit-requests", b"%d" % rates.requests_limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % rates.requests_left),
+            (b"x-ratelimit-reset-requests", b"%.3fs" % (rates.requests_reset_ms / 1000)),
+        ]
+    if rates.tokens_limit is not None:
+        found += [
+            (b"x-ratelimit-limit-tokens", b"%d" % rates.tokens_limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % rates.tokens_left),
+            (b"x-ratelimit-reset-tokens", b"%.3fs" % (rates.tokens_reset_ms / 1000)),
+        ]
+    return found
+
+
+def error_headers(error: MmserveError) -> Headers:
+    """``retry-after``, ``x-should-retry`` and, for a 401, the challenge."""
+    found = [(name.encode(), value.encode()) for name, value in error.headers()]
+    if isinstance(error, AuthenticationFailed):
+        found.append((b"www-authenticate", b"Bearer"))
+    return found

@@ -1,0 +1,97 @@
+"""What the replicas last said of themselves, in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from inference.protocol import STALE_AFTER_S, ReplicaBeat
+from routing.core.decision import DeploymentLoad
+
+log = logging.getLogger(__name__)
+
+READY, LOADING = "ready", "loading"
+MAX_REPLICAS = 10_000
+
+
+class LiveState:
+    """Replicas by id, from beats; ``now`` is a monotonic clock of this process, so hosts' clocks do not matter."""
+
+    def __init__(self) -> None:
+        self._beats: dict[str, tuple[ReplicaBeat, float]] = {}
+        self._loads: dict[str, DeploymentLoad] = {}
+
+    @property
+    def loads(self) -> Mapping[str, DeploymentLoad]:
+        """The load of each deployment that has a replica which is heard of."""
+        return self._loads
+
+    def beat(self, message: Mapping[str, Any], now: float) -> None:
+        """A ``replica.beat`` arrived."""
+        try:
+            beat = msgspec.convert(message, ReplicaBeat)
+        except msgspec.ValidationError as error:
+            log.warning("a replica's beat is malformed: %s", error)
+            return
+        if beat.replica not in self._beats and len(self._beats) >= MAX_REPLICAS:
+            log.error("more than %d replicas send beats; %s is ignored", MAX_REPLICAS, beat.replica)
+            return
+        self._beats[beat.replica] = (beat, now)
+        self._sum_up(beat.deployment)
+
+    def lost(self, replica: str) -> None:
+        """A ``replica.lost`` arrived: its node saw it die."""
+        gone = self._beats.pop(replica, None)
+        if gone is not None:
+            self._sum_up(gone[0].deployment)
+
+    def prune(self, now: float) -> None:
+        """Forget replicas that have not been heard of for STALE_AFTER_S."""
+        for replica, (_, heard_at) in list(self._beats.items()):
+            if now - heard_at > STALE_AFTER_S:
+                self.lost(replica)
+
+    def alive(self, replica: str) -> bool:
+        """Whether a replica is heard of."""
+        return replica in self._beats
+
+    def replicas(self, deployment: str) -> list[str]:
+        """The replicas of a deployment that may hold jobs: ready or draining."""
+        return [
+            replica
+            for replica, (beat, _) in self._beats.items()
+            if beat.deployment == deployment and beat.state != LOADING
+        ]
+
+    def worker_alive(self, worker: str) -> bool:
+        """Whether the replica with this RQ worker name is heard of."""
+        return any(beat.worker == worker for beat, _ in self._beats.values())
+
+    def stage(self, deployment: str) -> str:
+        """What a loading replica of the deployment is doing, or ""."""
+        for beat, _ in self._beats.values():
+            if beat.deployment == deployment and beat.state == LOADING:
+                return beat.stage
+        return ""
+
+    def _sum_up(self, deployment: str) -> None:
+        beats = [beat for beat, _ in self._beats.values() if beat.deployment == deployment]
+        ready = [beat for beat in beats if beat.state == READY]
+        if not beats:
+            self._loads.pop(deployment, None)
+            return
+        self._loads[deployment] = DeploymentLoad(
+            ready=len(ready),
+            loading=sum(beat.state == LOADING for beat in beats),
+            running=sum(beat.running for beat in ready),
+            waiting=sum(beat.waiting for beat in ready),
+            max_streams=sum(beat.max_streams for beat in ready),
+            jobs_per_s=sum(beat.jobs_per_s for beat in ready),
+            tokens_per_s=sum(beat.tokens_per_s for beat in ready),
+            ttft_s=sum(beat.ttft_s for beat in ready) / max(1, len(ready)),
+            kv_usage=sum(beat.kv_usage for beat in ready) / max(1, len(ready)),
+            context_length=min((beat.context_length for beat in ready), default=0),
+        )

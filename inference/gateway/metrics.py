@@ -1,0 +1,52 @@
+"""Prometheus metrics of the hot path; Django serves them at /metrics."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from inference.gateway.flight import Flight
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+_requests = Counter(
+    "mmserve_requests", "Answered requests; status is the HTTP status or 499 for a client that left.",
+    ("endpoint", "status", "model"),
+)  # fmt: skip
+_ttft = Histogram("mmserve_ttft_seconds", "From admission to the first token.", ("model",), buckets=_SECONDS)
+_tpot = Histogram(
+    "mmserve_tpot_seconds", "Time per output token after the first.", ("model",),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+)  # fmt: skip
+_e2e = Histogram("mmserve_e2e_seconds", "From admission to the last token.", ("model",), buckets=_SECONDS)
+in_flight = Gauge("mmserve_requests_in_flight", "Requests that this process is answering.")
+attempts = Counter("mmserve_attempts", "Jobs enqueued again, after a loss.")
+revision = Gauge("mmserve_config_revision", "The configuration revision that this process runs.")
+
+CLIENT_GONE = 499
+
+
+@lru_cache(maxsize=4096)
+def _request_counter(endpoint: str, status: int, model: str) -> Counter:
+    return _requests.labels(endpoint, str(status), model)
+
+
+@lru_cache(maxsize=1024)
+def _timers(model: str) -> tuple[Histogram, Histogram, Histogram]:
+    return _ttft.labels(model), _tpot.labels(model), _e2e.labels(model)
+
+
+def count(endpoint: str, status: int, served_id: str = "") -> None:
+    """One answered request; only served ids become labels, never what a client made up."""
+    _request_counter(endpoint, status, served_id).inc()
+
+
+def observe(flight: Flight, now: float) -> None:
+    """The times of one completed request."""
+    ttft, tpot, e2e = _timers(flight.deployment.served_id)
+    e2e.observe(now - flight.begun_at)
+    if flight.first_token_at is not None:
+        ttft.observe(flight.first_token_at - flight.begun_at)
+        if flight.completion_tokens > 1:
+            tpot.observe((now - flight.first_token_at) / (flight.completion_tokens - 1))

@@ -1,0 +1,189 @@
+"""Everything that runs beside the requests of one gateway process, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from inference.gateway.admission import RENEW_LEASES_S, Admission
+from inference.gateway.auth import Authenticator
+from inference.gateway.config import GatewayConfig
+from inference.gateway.controls import Controls
+from inference.gateway.generation import Generator
+from inference.gateway.hub import Hub, keep_alive_key, receive_forever
+from inference.gateway.live import LiveState
+from inference.gateway.recovery import Recovery
+from inference.gateway.redis_batch import RedisBatch
+from inference.gateway.table_watch import TableWatch
+from inference.protocol import GATEWAYS, HEARTBEAT_S, gateway_key
+from mmserve.errors import Unavailable
+from routing.core.table import RoutingTable
+
+log = logging.getLogger(__name__)
+
+START_WAIT_S = 5.0
+RESTART_S = 1.0
+STOP_S = 5.0
+SETTLE_BEATS = 3
+
+
+class GatewayRuntime:
+    """The hub, the live state, the table and the connections. ``start()`` needs a running event loop, once."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        channel_layer: Any,
+        authenticator: Authenticator,
+        table_source: Callable[[], Awaitable[RoutingTable]],
+        revision_source: Callable[[], Awaitable[int]],
+    ) -> None:
+        self.config = config
+        self.authenticator = authenticator
+        self.live = LiveState()
+        self._layer = channel_layer
+        self._table_source = table_source
+        self._revision_source = revision_source
+        self._tasks: list[asyncio.Task[None]] = []
+        self._renewed_at = 0.0
+
+    def start(self) -> None:
+        """Begin; what needs Redis or the database waits for it in the background."""
+        if self._tasks:
+            return
+        self.table = TableWatch(self.authenticator, self._table_source, self._revision_source)
+        self.redis = Redis.from_url(
+            self.config.redis_url,
+            socket_connect_timeout=self.config.redis_timeout_s,
+            max_connections=16,
+        )
+        self._fast = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
+        self._later = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
+        self.admission = Admission(self.redis, self.config, fast=self._fast, later=self._later)
+        self._connected = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._spawn("table", self.table.run)
+        self._spawn("admission", self._fast.run)
+        self._spawn("settlement", self._later.run)
+        self._tasks.append(asyncio.create_task(self._connect()))
+
+    async def ready(self) -> Generator:
+        """The generator, once this process can hear replies and knows the table; Unavailable if that takes long."""
+        if not (self._connected.is_set() and self.table.loaded.is_set()):
+            try:
+                async with asyncio.timeout(START_WAIT_S):
+                    await self._connected.wait()
+                    await self.table.loaded.wait()
+            except TimeoutError:
+                raise Unavailable(f"The gateway is starting: {self.not_ready_why()}.", retry_after_s=1.0) from None
+        return self.generator
+
+    def not_ready_why(self) -> str:
+        """What is still missing, in words."""
+        missing = []
+        if not self._connected.is_set():
+            missing.append("Redis cannot be reached")
+        if not self.table.loaded.is_set():
+            missing.append("the routing table is not loaded")
+        return " and ".join(missing) or "nothing is missing"
+
+    async def checks(self) -> dict[str, str]:
+        """What /readyz tells: "ok" or why not, for the database, Redis and the routing table."""
+        found = {"database": self.table.database_failure or "ok", "redis": "ok", "routing_table": "ok"}
+        try:
+            async with asyncio.timeout(1.0):
+                await self.redis.ping()
+            if not self._connected.is_set():
+                found["redis"] = "the reply channel is not open yet"
+        except (RedisError, OSError, TimeoutError) as error:
+            found["redis"] = f"{type(error).__name__}: {error}"[:300]
+        if not self.table.loaded.is_set():
+            found["routing_table"] = "not loaded"
+        return found
+
+    async def stop(self) -> None:
+        """Cancel what is still in flight, settle, close."""
+        if not self._tasks:
+            return
+        if self._connected.is_set():
+            for flight in self.hub:
+                flight.fail(Unavailable("The gateway is stopping.", retry_after_s=1.0))
+                if flight.replica is not None:
+                    self.controls.cancel(flight.replica, flight.job_id)
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await self.controls.flush()
+                    await self.redis.delete(gateway_key(self._channel))
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("could not say good-bye to Redis: %s", error)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self._later.drain()
+        await self.redis.aclose()
+
+    async def _connect(self) -> None:
+        """Open the reply channel, however long Redis takes to come."""
+        while True:
+            try:
+                async with asyncio.timeout(START_WAIT_S):
+                    self._channel: str = await self._layer.new_channel()
+                    await self._layer.group_add(GATEWAYS, self._channel)
+                break
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("the reply channel cannot be opened yet: %s", error)
+                await asyncio.sleep(RESTART_S)
+        self.controls = Controls(self._layer, self._channel)
+        self.hub = Hub(self.live, self.controls, self.table.push)
+        self.generator = Generator(
+            config=self.config,
+            table=self.table.current,
+            live=self.live,
+            hub=self.hub,
+            admission=self.admission,
+            controls=self.controls,
+            reply_to=self._channel,
+            settled=self._settled,
+        )
+        recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
+        self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
+        self._spawn("controls", self.controls.run)
+        self._spawn("recovery", recovery.run)
+        self._spawn("liveness", lambda: keep_alive_key(self.redis, self._channel, self._renew_leases))
+        self._connected.set()
+        await asyncio.sleep(SETTLE_BEATS * HEARTBEAT_S)
+        self._settled.set()
+
+    async def _renew_leases(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at < RENEW_LEASES_S:
+            return
+        self._renewed_at = now
+        leases: dict[str, list[str]] = {}
+        for flight in self.hub:
+            if flight.grant.max_concurrency is not None:
+                leases.setdefault(flight.grant.id, []).append(flight.request.request_id)
+        if leases:
+            await self.admission.renew(leases, time.time())
+
+    def _spawn(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._tasks.append(asyncio.create_task(_supervised(name, work), name=f"gateway-{name}"))
+
+
+async def _supervised(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A background task that fails is a bug: it is logged, and begun again, because requests depend on it."""
+    while True:
+        try:
+            await work()
+            return
+        except Exception:
+            log.exception("the gateway's %s task failed; it begins again", name)
+            await asyncio.sleep(RESTART_S)
