@@ -148,7 +148,7 @@ class Admission:
         """Keep the leases of the requests in flight: key id to request ids."""
         pipe = self._redis.pipeline(transaction=False)
         for grant_id, members in leases.items():
-            pipe.zadd(lease_key(grant_id), {member: now + LEASE_S for member in members}, xx=True)
+            pipe.zadd(lease_key(grant_id), dict.fromkeys(members, now + LEASE_S), xx=True)
             pipe.expire(lease_key(grant_id), int(LEASE_S))
         await pipe.execute()
 
@@ -163,7 +163,12 @@ class Refused(Exception):
 
 
 def _refusal(
-    verdict: bytes, wait_s: float, waiting: int, grant: KeyGrant, deployment: DeploymentEntry, drain_per_s: float
+    verdict: bytes,
+    wait_s: float,
+    waiting: int,
+    grant: KeyGrant,
+    deployment: DeploymentEntry,
+    drain_per_s: float,
 ) -> MmserveError:
     if verdict == b"queue":
         bound = deployment.limits.queue_bound

@@ -34,7 +34,9 @@ def parse_either(body: bytes, model: str | None = None) -> Plan:
     if shape.messages is not msgspec.UNSET and shape.prompt is not msgspec.UNSET:
         raise InvalidRequest("Give either prompt or messages, not both.", param="prompt")
     if shape.messages is msgspec.UNSET and shape.prompt is msgspec.UNSET:
-        raise InvalidRequest("Missing required parameter: prompt (or messages)", param="prompt", code="missing_parameter")
+        raise InvalidRequest(
+            "Missing required parameter: prompt (or messages)", param="prompt", code="missing_parameter"
+        )
     return parse(body, "completions" if shape.messages is msgspec.UNSET else "chat.completions", model)
 
 

@@ -26,7 +26,17 @@ def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> 
 class Chunks:
     """Chunks of one stream; ``before`` and ``after`` frame each (SSE's ``data: …`` or a WebSocket frame's object)."""
 
-    __slots__ = ("_after", "_before", "_chat", "_head", "_offsets", "_opened", "_prefixes", "_suffix", "_usage_null")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_chat",
+        "_head",
+        "_offsets",
+        "_opened",
+        "_prefixes",
+        "_suffix",
+        "_usage_null",
+    )
 
     def __init__(
         self, plan: Plan, answer_id: str, created: int, *, before: bytes = b"data: ", after: bytes = b"\n\n"
@@ -43,7 +53,11 @@ class Chunks:
         )
         self._usage_null = b',"usage":null' if plan.include_usage else b""
         self._suffix = (
-            (b'},"logprobs":null,"finish_reason":null}]' if self._chat else b',"logprobs":null,"finish_reason":null}]')
+            (
+                b'},"logprobs":null,"finish_reason":null}]'
+                if self._chat
+                else b',"logprobs":null,"finish_reason":null}]'
+            )
             + self._usage_null
             + b"}"
             + after
@@ -113,7 +127,9 @@ class Chunks:
         found = None
         if logprobs is not None:
             found = completion_logprobs(logprobs, self._offsets.get(index, 0))
-            self._offsets[index] = self._offsets.get(index, 0) + sum(len(entry["token"]) for entry in logprobs)
+            self._offsets[index] = self._offsets.get(index, 0) + sum(
+                len(entry["token"]) for entry in logprobs
+            )
         return self._chunk(
             b'"choices":[{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}]'
             % (index, encode(text), encode(found), encode(finish_reason))

@@ -54,7 +54,9 @@ class Controls:
             await self._send(replica, {"type": "engine.cancel", "jobs": sorted(jobs)})
         for replica, wanted in resends.items():
             jobs_from = [[job_id, from_seq] for job_id, from_seq in wanted.items()]
-            await self._send(replica, {"type": "engine.resend", "reply_to": self._reply_to, "jobs": jobs_from})
+            await self._send(
+                replica, {"type": "engine.resend", "reply_to": self._reply_to, "jobs": jobs_from}
+            )
 
     async def _send(self, replica: str, message: dict[str, Any]) -> None:
         try:

@@ -34,7 +34,13 @@ class Flight:
     )  # fmt: skip
 
     def __init__(
-        self, request: GenerateRequest, plan: Plan, grant: KeyGrant, deployment: DeploymentEntry, *, deadline_at: float
+        self,
+        request: GenerateRequest,
+        plan: Plan,
+        grant: KeyGrant,
+        deployment: DeploymentEntry,
+        *,
+        deadline_at: float,
     ) -> None:
         now = time.monotonic()
         self.request = request

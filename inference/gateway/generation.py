@@ -56,6 +56,13 @@ class Generation:
         self.flight = flight
 
 
+def answer_id(generation: Generation) -> str:
+    """The ``id`` in the answer's body."""
+    return (
+        "chatcmpl-" if generation.plan.endpoint == "chat.completions" else "cmpl-"
+    ) + generation.request_id
+
+
 class Generator:
     """Decides, admits and dispatches; cancels and settles."""
 
@@ -199,7 +206,9 @@ def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: L
             )
     if any(NO_CHAT_TEMPLATE in one.reasons for one in decision.candidates):
         return InvalidRequest(
-            f"{served_id} has no chat template: use /v1/completions.", param="messages", code="unsupported_parameter"
+            f"{served_id} has no chat template: use /v1/completions.",
+            param="messages",
+            code="unsupported_parameter",
         )
     loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
     if loading:

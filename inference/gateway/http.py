@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -16,7 +17,7 @@ from inference.gateway.bodies import parse, parse_either
 from inference.gateway.chunks import Chunks, encode
 from inference.gateway.explain import explanation
 from inference.gateway.flight import GONE, Flight
-from inference.gateway.generation import CANCELLED, Generation, new_id
+from inference.gateway.generation import CANCELLED, Generation, answer_id, new_id
 from inference.gateway.headers import Headers, error_headers, header, rate_headers, request_id_of
 from inference.gateway.plan import Plan
 from inference.gateway.runtime import GatewayRuntime
@@ -60,7 +61,8 @@ class HotPath:
         allowed = METHODS.get(path, ("POST",))
         if method not in allowed:
             await exchange.refuse(
-                MethodNotAllowed(f"{method} is not allowed for {path}."), [(b"allow", ", ".join(allowed).encode())]
+                MethodNotAllowed(f"{method} is not allowed for {path}."),
+                [(b"allow", ", ".join(allowed).encode())],
             )
         elif path == HEALTHZ:
             await exchange.reply(200, encode({"status": "ok"}))
@@ -91,7 +93,9 @@ class Exchange:
     async def answer(self, path: str) -> None:
         """Authenticate, parse, and answer; every refusal is OpenAI's envelope with its status."""
         try:
-            grant = await authorize(self.runtime.authenticator, bearer_key(self._scope["headers"]), now=time.time())
+            grant = await authorize(
+                self.runtime.authenticator, bearer_key(self._scope["headers"]), now=time.time()
+            )
             body = await self._body()
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
@@ -165,35 +169,32 @@ class Exchange:
 
     async def _whole(self, generation: Generation) -> None:
         created = int(time.time())
-        body = await answer_of(generation, _answer_id(generation), created)
+        body = await answer_of(generation, answer_id(generation), created)
         await self._start(200, self._headers_of(generation, b"application/json"), len(body))
         await self._send({"type": "http.response.body", "body": body})
 
     async def _stream(self, generation: Generation) -> None:
         flight = generation.flight
-        chunks = Chunks(generation.plan, _answer_id(generation), int(time.time()))
+        chunks = Chunks(generation.plan, answer_id(generation), int(time.time()))
         try:
-            async for found in chunks_of(generation, chunks):
-                if not self._started:
-                    headers = self._headers_of(generation, b"text/event-stream; charset=utf-8")
-                    headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-                    await self._start(200, headers)
-                    flight.idle_after_s = self.runtime.config.keep_alive_s
-                    if not found:
-                        # An empty body sends the headers now: an engine has the prompt.
-                        await self._send({"type": "http.response.body", "body": b"", "more_body": True})
-                        continue
-                await self._send(
-                    {"type": "http.response.body", "body": b"".join(found) or KEEP_ALIVE, "more_body": True}
-                )
-                flight.sent_at = time.monotonic()
+            async with contextlib.aclosing(chunks_of(generation, chunks)) as parts:
+                async for found in parts:
+                    body = b"".join(found)
+                    if not self._started:
+                        headers = self._headers_of(generation, b"text/event-stream; charset=utf-8")
+                        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+                        await self._start(200, headers)
+                        flight.idle_after_s = self.runtime.config.keep_alive_s
+                    elif not found:
+                        body = KEEP_ALIVE
+                    # An empty body sends the headers: an engine has the prompt.
+                    await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                    flight.sent_at = time.monotonic()
         except MmserveError as error:
-            if not self._started:
-                raise
-            await self._send(
-                {"type": "http.response.body", "body": b"data: " + encode(error.envelope()) + b"\n\n" + SSE_DONE}
-            )
-            metrics.count(self._endpoint, error.status, self._served_id)
+            if self._started:
+                metrics.count(self._endpoint, error.status, self._served_id)
+                last = b"data: " + encode(error.envelope()) + b"\n\n" + SSE_DONE
+                await self._send({"type": "http.response.body", "body": last})
             raise
         await self._send({"type": "http.response.body", "body": SSE_DONE})
 
@@ -205,12 +206,16 @@ class Exchange:
         if self._flight is not None:
             self._flight.push([self._flight.job_id, -1, GONE])
 
-    async def refuse(self, error: MmserveError, more: Headers | None = None, *, rates: Rates | None = None) -> None:
+    async def refuse(
+        self, error: MmserveError, more: Headers | None = None, *, rates: Rates | None = None
+    ) -> None:
         """OpenAI's error envelope; nothing if the response has begun (it has carried the error already)."""
         if self._started:
             return
         metrics.count(self._endpoint, error.status, self._served_id)
-        await self.reply(error.status, encode(error.envelope()), error_headers(error) + rate_headers(rates) + (more or []))
+        await self.reply(
+            error.status, encode(error.envelope()), error_headers(error) + rate_headers(rates) + (more or [])
+        )
 
     async def reply(self, status: int, body: bytes, more: Headers | None = None) -> None:
         """A JSON body, whole."""
@@ -219,7 +224,9 @@ class Exchange:
         if revision is not None:
             headers.append((b"x-mmserve-revision", b"%d" % revision))
         await self._start(status, headers, len(body))
-        await self._send({"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body})
+        await self._send(
+            {"type": "http.response.body", "body": b"" if self._scope["method"] == "HEAD" else body}
+        )
 
     async def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
         if length is not None:
@@ -237,10 +244,6 @@ class Exchange:
             (b"x-mmserve-decision", decision.id.encode()),
             *rate_headers(generation.rates),
         ]
-
-
-def _answer_id(generation: Generation) -> str:
-    return ("chatcmpl-" if generation.plan.endpoint == "chat.completions" else "cmpl-") + generation.request_id
 
 
 def _is_json(kind: bytes) -> bool:

@@ -108,7 +108,9 @@ class Hub:
             self._controls.cancel(replica, event[0])
 
 
-async def receive_forever(channel_layer: Any, channel: str, dispatch: Callable[[dict[str, Any]], None]) -> None:
+async def receive_forever(
+    channel_layer: Any, channel: str, dispatch: Callable[[dict[str, Any]], None]
+) -> None:
     """The receiving loop. A message that makes trouble is logged and skipped: it must not end everybody's answers."""
     while True:
         message = await channel_layer.receive(channel)

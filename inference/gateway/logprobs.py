@@ -16,7 +16,8 @@ def chat_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None
                 "logprob": entry["logprob"],
                 "bytes": entry["bytes"],
                 "top_logprobs": [
-                    {"token": top["token"], "logprob": top["logprob"], "bytes": top["bytes"]} for top in entry["top"]
+                    {"token": top["token"], "logprob": top["logprob"], "bytes": top["bytes"]}
+                    for top in entry["top"]
                 ],
             }
             for entry in entries

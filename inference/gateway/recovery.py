@@ -132,7 +132,11 @@ class Recovery:
         if flight.delivered:
             continued = flight.continuation()
             if continued is None:
-                flight.fail(EngineLost("The engine was lost, and the rest of this answer cannot be continued exactly."))
+                flight.fail(
+                    EngineLost(
+                        "The engine was lost, and the rest of this answer cannot be continued exactly."
+                    )
+                )
                 return
             request = continued
             flight.resumed_tokens = len(flight.tokens)

@@ -97,7 +97,9 @@ class RedisBatch:
                 else:
                     done.set_result(answer)
 
-    async def _execute(self, batch: list[tuple[Script, tuple[Any, ...], asyncio.Future[Any] | None]]) -> list[Any]:
+    async def _execute(
+        self, batch: list[tuple[Script, tuple[Any, ...], asyncio.Future[Any] | None]]
+    ) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)
         for _, command, _ in batch:
             pipe.execute_command(*command)

@@ -82,7 +82,9 @@ class GatewayRuntime:
                     await self._connected.wait()
                     await self.table.loaded.wait()
             except TimeoutError:
-                raise Unavailable(f"The gateway is starting: {self.not_ready_why()}.", retry_after_s=1.0) from None
+                raise Unavailable(
+                    f"The gateway is starting: {self.not_ready_why()}.", retry_after_s=1.0
+                ) from None
         return self.generator
 
     def not_ready_why(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from inference.gateway.answer import Answer
 from inference.gateway.chunks import Chunks, usage_of
@@ -15,7 +15,7 @@ class ClientGone(Exception):
     """The client does not wait for its answer any more."""
 
 
-async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncIterator[list[bytes]]:
+async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[list[bytes], None]:
     """Lists of chunks as they come, the first once an engine has accepted; an empty list is a sign of life.
 
     Ends after the last chunk; raises the error that ended the request, or ClientGone.

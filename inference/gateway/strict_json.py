@@ -37,7 +37,9 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     except _DuplicateKey as error:
         key = str(error)[:100]
-        raise InvalidRequest(f"The field {key!r} is given twice.", param=key, code="duplicate_field") from None
+        raise InvalidRequest(
+            f"The field {key!r} is given twice.", param=key, code="duplicate_field"
+        ) from None
     except ValueError as error:  # msgspec.DecodeError and json's own are ValueErrors
         raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from None
     return found
@@ -74,7 +76,9 @@ def refuse_deep(value: Any, param: str, limit: int = MAX_DEPTH) -> None:
 def _refusal(message: str) -> InvalidRequest:
     if match := _UNKNOWN.match(message):
         param = _join(match[2], match[1])
-        return InvalidRequest(f"Unrecognized request argument: {param}", param=param, code="unknown_parameter")
+        return InvalidRequest(
+            f"Unrecognized request argument: {param}", param=param, code="unknown_parameter"
+        )
     if match := _MISSING.match(message):
         param = _join(match[2], match[1])
         return InvalidRequest(f"Missing required parameter: {param}", param=param, code="missing_parameter")

@@ -94,7 +94,9 @@ def refuse_unsupported(body: msgspec.Struct, reasons: dict[str, str]) -> None:
     """Name the first field that was asked for and that this server does not have."""
     for field, reason in reasons.items():
         if getattr(body, field):
-            raise InvalidRequest(f"{field} is not supported: {reason}.", param=field, code="unsupported_parameter")
+            raise InvalidRequest(
+                f"{field} is not supported: {reason}.", param=field, code="unsupported_parameter"
+            )
 
 
 def sampling_of(body: SharedFields, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
@@ -193,5 +195,3 @@ def constraints(sampling: Sampling) -> int:
     """How many constraints on the answer's form are set."""
     wanted = (sampling.json_schema, sampling.json_object, sampling.regex, sampling.choice, sampling.grammar)
     return sum(1 for one in wanted if one)
-
-

@@ -85,7 +85,9 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
     refuse_unsupported(body, UNSUPPORTED)
     for field in ("tool_choice", "function_call"):
         if getattr(body, field) not in (None, "none", "auto"):
-            raise InvalidRequest(f"{field} needs tools, and {NO_TOOLS}.", param=field, code="unsupported_parameter")
+            raise InvalidRequest(
+                f"{field} needs tools, and {NO_TOOLS}.", param=field, code="unsupported_parameter"
+            )
     if body.modalities and body.modalities != ["text"]:
         raise InvalidRequest(
             "modalities: only text is supported.", param="modalities", code="unsupported_parameter"
@@ -94,7 +96,8 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
         raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
     if body.continue_final_message and body.add_generation_prompt:
         raise InvalidRequest(
-            "continue_final_message and add_generation_prompt cannot both be true.", param="continue_final_message"
+            "continue_final_message and add_generation_prompt cannot both be true.",
+            param="continue_final_message",
         )
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
@@ -123,7 +126,9 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
 
 def _message(message: Message, param: str) -> dict[str, Any]:
     if message.role in ("tool", "function"):
-        raise InvalidRequest(f"{param}.role: {message.role!r} needs tools, and {NO_TOOLS}.", param=f"{param}.role")
+        raise InvalidRequest(
+            f"{param}.role: {message.role!r} needs tools, and {NO_TOOLS}.", param=f"{param}.role"
+        )
     for field in ("tool_calls", "function_call", "audio"):
         if getattr(message, field):
             raise InvalidRequest(
@@ -132,7 +137,10 @@ def _message(message: Message, param: str) -> dict[str, Any]:
     if message.content is None:
         raise InvalidRequest(f"Missing required parameter: {param}.content", param=f"{param}.content")
     # "developer" is OpenAI's newer name of the same role; chat templates know only "system".
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": _text(message, param)}
+    plain = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _text(message, param),
+    }
     if message.name is not None:
         plain["name"] = message.name
     return plain

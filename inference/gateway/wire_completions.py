@@ -46,7 +46,9 @@ def plan_completion(body: CompletionBody, model: str) -> Plan:
     prompts = prompts_of(body.prompt)
     choices = len(prompts) * (body.n or 1)
     if choices > MAX_CHOICES:
-        raise InvalidRequest(f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices.", param="n")
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices.", param="n"
+        )
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     sampling = sampling_of(body, max_tokens=max_tokens, logprobs=body.logprobs)
     if body.echo:

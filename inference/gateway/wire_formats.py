@@ -33,7 +33,9 @@ def apply_response_format(sampling: Sampling, wanted: ResponseFormat | None) -> 
     if wanted is None or wanted.type == "text":
         return
     if constraints(sampling):
-        raise InvalidRequest("response_format and structured outputs cannot both be given.", param="response_format")
+        raise InvalidRequest(
+            "response_format and structured outputs cannot both be given.", param="response_format"
+        )
     if wanted.type == "json_object":
         sampling.json_object = True
         return

@@ -65,7 +65,13 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def begin(
-        self, path: str, body: Any, *, method: str = "POST", key: str | None = "", headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: Any,
+        *,
+        method: str = "POST",
+        key: str | None = "",
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator[tuple[Response, asyncio.Task[None], asyncio.Event]]:
         """The response while it comes, the application's task, and an event that makes the client leave."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -68,7 +68,9 @@ def usage(prompt: int, completion: int) -> dict[str, Any]:
 class FakeEngine:
     """One replica. ``lose`` drops outgoing messages, ``gate`` holds the text back, ``pull`` may be paused."""
 
-    def __init__(self, redis_url: str, channel_layer: Any, *, deployment: str = "echo", script: Script) -> None:
+    def __init__(
+        self, redis_url: str, channel_layer: Any, *, deployment: str = "echo", script: Script
+    ) -> None:
         self.replica = uuid.uuid4().hex[:8]
         self.deployment = deployment
         self.script = script
@@ -110,7 +112,9 @@ class FakeEngine:
 
     async def say_lost(self) -> None:
         """What the node says when it has seen the engine die."""
-        await self._layer.group_send(GATEWAYS, {"type": "replica.lost", "replica": self.replica, "reason": "killed"})
+        await self._layer.group_send(
+            GATEWAYS, {"type": "replica.lost", "replica": self.replica, "reason": "killed"}
+        )
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         """Wait for something that this engine is to see."""
@@ -152,7 +156,9 @@ class FakeEngine:
                 continue
             job_id = found[1].decode()
             key = f"rq:job:{job_id}"
-            await self._redis.hset(key, mapping={"status": "started", "worker_name": f"worker-{self.replica}"})
+            await self._redis.hset(
+                key, mapping={"status": "started", "worker_name": f"worker-{self.replica}"}
+            )
             data = await self._redis.hget(key, "data")
             if data is None:
                 continue

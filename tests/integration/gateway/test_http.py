@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.protocol import DELTA, DONE
-from tests.integration.gateway.fake_engine import FakeEngine, failing, usage, words
+from tests.integration.gateway.fake_engine import FakeEngine, words
 
 pytestmark = pytest.mark.asyncio
 
@@ -14,7 +13,10 @@ CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}]}
 
 
 async def test_a_completion_is_answered_in_one_body(open_gateway):
-    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hello", " you")):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hello", " you")),
+    ):
         response = await gateway.client.post("/v1/completions", COMPLETION)
     assert response.status == 200, response.body
     body = response.json()
@@ -27,7 +29,10 @@ async def test_a_completion_is_answered_in_one_body(open_gateway):
 
 
 async def test_a_chat_stream_opens_with_the_role_and_ends_with_an_empty_delta_and_done(open_gateway):
-    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hello", " you")):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hello", " you")),
+    ):
         response = await gateway.client.post("/v1/chat/completions", {**CHAT, "stream": True})
     *chunks, last = response.events()
     assert last == "[DONE]"

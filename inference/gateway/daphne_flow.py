@@ -1,0 +1,192 @@
+"""What daphne lacks at the wire: push-back on slow readers, a bound on bodies, and JSON in place of its HTML errors.
+
+daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing of a
+client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock command
+``daphne mmserve.asgi:application`` has all this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import daphne.server
+from daphne.http_protocol import HTTPFactory, WebRequest
+from daphne.ws_protocol import WebSocketProtocol
+from twisted.internet import defer, reactor
+from twisted.web.http import HTTPChannel
+
+from inference.gateway.chunks import encode
+from mmserve.errors import InvalidRequest, MmserveError, PayloadTooLarge, Unavailable
+
+log = logging.getLogger(__name__)
+
+HIGH_WATER_BYTES = 256 * 1024
+LOW_WATER_BYTES = 64 * 1024
+STALLED_S = 60.0
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.25
+# How long a refused body is still read and thrown away: closing at once would reset the connection under the answer.
+LINGER_S = 5.0
+MAX_UNREAD_FRAMES = 256
+JSON_PATHS = (b"/v1", b"/ws", b"/healthz", b"/readyz")
+
+
+def unsent_bytes(transport: Any) -> int:
+    """What Twisted holds of a connection because the socket takes no more."""
+    buffer = getattr(transport, "dataBuffer", None)
+    if buffer is None:
+        return 0  # TLS: its own layer has the buffer; behind a TLS proxy this is a plain socket
+    return len(buffer) - transport.offset + transport._tempDataLen
+
+
+async def drained(protocol: Any, transport: Any, connections: dict[Any, Any]) -> None:
+    """Wait until a slow reader has read; cut it off when it takes nothing for STALLED_S."""
+    unsent = unsent_bytes(transport)
+    moved_at = time.monotonic()
+    wait_s = FIRST_LOOK_S
+    while unsent > LOW_WATER_BYTES and "disconnected" not in connections.get(protocol, {"disconnected": 0}):
+        await asyncio.sleep(wait_s)
+        wait_s = min(LONGEST_LOOK_S, wait_s * 2)
+        before, unsent = unsent, unsent_bytes(transport)
+        if unsent < before:
+            moved_at = time.monotonic()
+        elif time.monotonic() - moved_at > STALLED_S:
+            log.warning("a client read nothing for %.0f s: cut off", STALLED_S)
+            transport.abortConnection()
+            return
+
+
+_stock_handle_reply = daphne.server.Server.handle_reply
+
+
+async def handle_reply(server: Any, protocol: Any, message: dict[str, Any]) -> None:
+    """daphne's ``send()``, which then waits while too much lies unsent."""
+    await _stock_handle_reply(server, protocol, message)
+    channel = getattr(protocol, "channel", protocol)  # a WebSocket protocol is its own channel
+    transport = getattr(channel, "transport", None)
+    if transport is not None and unsent_bytes(transport) > HIGH_WATER_BYTES:
+        await drained(protocol, transport, server.connections)
+
+
+def kill_all_applications(server: Any) -> Any:
+    """daphne's own fails on a connection whose request is still being read, and then nobody is told to stop."""
+    running = [
+        details["application_instance"]
+        for details in server.connections.values()
+        if "application_instance" in details and not details["application_instance"].done()
+    ]
+    for application in running:
+        application.cancel()
+    waiting = defer.Deferred.fromFuture(asyncio.gather(*running, return_exceptions=True))
+    waiting.addErrback(lambda failure: log.error("an application did not stop: %s", failure))
+    return waiting
+
+
+class BoundedRequest(WebRequest):
+    """Refuses a body that is too large before it is read, and speaks JSON where clients expect it."""
+
+    max_body_bytes = 4 * 2**20
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._body_bytes = 0
+        self._refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        if length is not None and length > self.max_body_bytes and self._speaks_json(self.channel._path):
+            self._refuse_body()
+            length = 0  # nothing of it will be kept
+        super().gotLength(length)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if (
+            not self._refused
+            and self._body_bytes > self.max_body_bytes
+            and self._speaks_json(self.channel._path)
+        ):
+            self._refuse_body()
+        if not self._refused:
+            super().handleContentChunk(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self._refused:
+            self.channel.loseConnection()
+        else:
+            super().requestReceived(command, path, version)
+
+    def basic_error(self, status: int, status_text: bytes, body: str) -> None:
+        if self._response_started:
+            # A second response on the same connection would be read as the rest of the first.
+            self.loseConnection()
+        elif self._speaks_json(self.uri):
+            kind = InvalidRequest if status < 500 else Unavailable if status == 503 else MmserveError
+            content = encode(kind(body).envelope())
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+            self.handle_reply({"type": "http.response.start", "status": status, "headers": headers})
+            self.handle_reply({"type": "http.response.body", "body": content})
+        else:
+            super().basic_error(status, status_text, body)
+
+    @staticmethod
+    def _speaks_json(path: bytes) -> bool:
+        return path.startswith(JSON_PATHS)
+
+    def _refuse_body(self) -> None:
+        self._refused = True
+        error = PayloadTooLarge(f"The body is larger than {self.max_body_bytes} bytes.")
+        transport = self.channel.transport
+        transport.write(raw_response(b"413 Content Too Large", error))
+        reactor.callLater(LINGER_S, transport.loseConnection)
+
+
+class BoundedSocket(WebSocketProtocol):
+    """Closes a socket whose client sends frames faster than they are taken."""
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        if self.application_queue.qsize() >= MAX_UNREAD_FRAMES:
+            self.sendClose(code=1008, reason="too many unread messages")
+        else:
+            super().onMessage(payload, isBinary)
+
+    def onOpen(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        super().onOpen()
+
+
+class BoundedFactory(HTTPFactory):
+    """daphne's factory, making BoundedRequests."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        protocol = super().buildProtocol(addr)
+        protocol.requestFactory = BoundedRequest
+        return protocol
+
+
+def bad_request(channel: HTTPChannel) -> None:
+    """What Twisted cannot parse as HTTP, answered with the envelope in place of an empty 400."""
+    channel.transport.write(
+        raw_response(b"400 Bad Request", InvalidRequest("This is not a valid HTTP request."))
+    )
+    channel.loseConnection()
+
+
+def raw_response(status: bytes, error: MmserveError) -> bytes:
+    """A whole HTTP response, for where daphne has no request to answer yet."""
+    body = encode(error.envelope())
+    return (
+        b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+        % (status, len(body), body)
+    )
+
+
+def install(*, max_body_bytes: int) -> None:
+    """Put all this in daphne's place. Called before its server is built."""
+    BoundedRequest.max_body_bytes = max_body_bytes
+    daphne.server.Server.handle_reply = handle_reply
+    daphne.server.Server.kill_all_applications = kill_all_applications
+    daphne.server.HTTPFactory = BoundedFactory
+    daphne.server.WebSocketFactory.protocol = BoundedSocket
+    HTTPChannel._respondToBadRequestAndDisconnect = bad_request

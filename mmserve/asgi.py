@@ -1,0 +1,74 @@
+"""The ASGI application: the hot path first, then Django's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mmserve.settings")
+
+from django.core.asgi import get_asgi_application  # noqa: E402
+
+django_application = get_asgi_application()
+
+from channels.db import database_sync_to_async  # noqa: E402
+from channels.layers import get_channel_layer  # noqa: E402
+from channels.routing import ProtocolTypeRouter  # noqa: E402
+from django.conf import settings  # noqa: E402
+
+from inference.gateway.config import GatewayConfig  # noqa: E402
+from inference.gateway.http import HotPath  # noqa: E402
+from inference.gateway.runtime import GatewayRuntime  # noqa: E402
+from inference.gateway.websocket import SocketApp  # noqa: E402
+from inference.snapshot import routing_table  # noqa: E402
+from mmserve.keys import CachedAuthenticator  # noqa: E402
+from registry import revision  # noqa: E402
+
+runtime = GatewayRuntime(
+    GatewayConfig(redis_url=settings.REDIS_URL, max_body_bytes=settings.MAX_BODY_BYTES),
+    channel_layer=get_channel_layer(),
+    authenticator=CachedAuthenticator(),
+    table_source=database_sync_to_async(routing_table),
+    revision_source=database_sync_to_async(revision.current),
+)
+
+
+def started_runtime() -> GatewayRuntime:
+    """The runtime; under a server without daphne's reactor the first request starts it."""
+    runtime.start()
+    return runtime
+
+
+def _under_daphne() -> None:
+    import asyncio
+
+    from twisted.internet import defer, reactor
+
+    from inference.gateway.daphne_flow import install
+
+    install(max_body_bytes=settings.MAX_BODY_BYTES)
+    reactor.callLater(0, runtime.start)
+    # After daphne has cancelled its applications ("before"), which still need the runtime to withdraw their jobs.
+    reactor.addSystemEventTrigger(
+        "during", "shutdown", lambda: defer.Deferred.fromFuture(asyncio.ensure_future(runtime.stop()))
+    )
+
+
+hot_path = HotPath(started_runtime)
+
+
+async def http(
+    scope: MutableMapping[str, Any],
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    """Hot paths never enter Django's request handler."""
+    await (hot_path if hot_path.owns(scope["path"]) else django_application)(scope, receive, send)
+
+
+if "daphne.server" in sys.modules:
+    _under_daphne()
+
+application = ProtocolTypeRouter({"http": http, "websocket": SocketApp(started_runtime)})
