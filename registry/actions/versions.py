@@ -88,11 +88,12 @@ def import_version(version: ModelVersion, *, actor: str, reason: str = "") -> Mo
     return version
 
 
+@transaction.atomic
 def finish_import(version: ModelVersion, *, actor: str) -> None:
-    """The job's end: files, facts and capabilities are set on ``version``, and it is ready. In a transaction."""
+    """The job's end: path, facts and capabilities are set on ``version``, and it becomes ready."""
     version.ready_at = timezone.now()
     version.progress = {}
-    version.save()
+    version.save(update_fields=["path", "facts", "capabilities", "ready_at", "progress"])
     transition(version, VersionState.READY)
     bump("version.ready", version.served_id, actor, "", {"facts": version.facts})
 

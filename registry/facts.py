@@ -1,0 +1,168 @@
+"""The facts of a checkpoint, read from its config, its safetensors headers and its tokenizer; no weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmserve.errors import InvalidRequest
+
+MAX_JSON_BYTES = 32 * 2**20
+# The safetensors format's own bound.
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSION = 2**40
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "fp8", "I8": "int8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the engine, the memory estimate and the admin need to know of a version."""
+
+    architecture: str
+    parameters: int
+    layers: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_size: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    vocabulary: int | None
+    context_length: int | None
+    sliding_window: int | None
+    dtype: str
+    quantization: str | None
+    tied_embeddings: bool
+    weight_bytes: int
+    chat_template: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``ModelVersion.facts`` keeps them."""
+        return asdict(self)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What the version can be asked for."""
+        return ["completion", "chat"] if self.chat_template else ["completion"]
+
+
+def read_facts(folder: Path) -> Facts:
+    """The facts of the checkpoint in a folder; InvalidRequest names the file that is wrong."""
+    config_file = folder / "config.json"
+    whole = _read_json(config_file)
+    # Models that also see or hear keep the language model's numbers one level down.
+    config = whole.get("text_config", whole)
+    if not isinstance(config, dict):
+        raise InvalidRequest("config.json: text_config is not an object")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InvalidRequest(f"There is no .safetensors file in {folder.name}.")
+    parameters, weight_bytes, stored = 0, 0, Counter[str]()
+    for file in weights:
+        for dtype, count, size in _tensors(file):
+            parameters += count
+            weight_bytes += size
+            stored[dtype] += size
+    heads, hidden = _number(config, "num_attention_heads", "n_head"), _number(config, "hidden_size", "n_embd")
+    head_size = _number(config, "head_dim") or (hidden // heads if heads and hidden else None)
+    main_dtype = stored.most_common(1)[0][0] if stored else ""
+    return Facts(
+        architecture=_architecture(whole),
+        parameters=parameters,
+        layers=_number(config, "num_hidden_layers", "n_layer"),
+        heads=heads,
+        kv_heads=_number(config, "num_key_value_heads") or heads,
+        head_size=head_size,
+        hidden_size=hidden,
+        intermediate_size=_number(config, "intermediate_size", "n_inner"),
+        vocabulary=_number(config, "vocab_size"),
+        context_length=_number(config, "max_position_embeddings", "n_positions", "max_sequence_length"),
+        sliding_window=_number(config, "sliding_window"),
+        dtype=DTYPES.get(main_dtype, main_dtype.lower() or "unknown"),
+        quantization=_quantization(whole),
+        tied_embeddings=bool(whole.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        weight_bytes=weight_bytes,
+        chat_template=_has_chat_template(folder),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise InvalidRequest(f"{file.name} is larger than {MAX_JSON_BYTES} bytes")
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"{file.name} is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{file.name} is not a JSON object")
+    return found
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
+    """Dtype, number of elements and bytes of each tensor that a safetensors file's header lists."""
+    size = file.stat().st_size
+    with file.open("rb") as reader:
+        prefix = reader.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise InvalidRequest(f"{file.name} is not a safetensors file: its header's length is wrong")
+        try:
+            header = json.loads(reader.read(length))
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{file.name} is not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise InvalidRequest(f"{file.name} is not a safetensors file: its header is not an object")
+    body = size - 8 - length
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield _tensor(file.name, name, entry, body)
+
+
+def _tensor(file: str, name: str, entry: Any, body: int) -> tuple[str, int, int]:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            sane = all(type(part) is int and 0 <= part <= MAX_DIMENSION for part in shape)
+            if sane and 0 <= begin <= end <= body:
+                return dtype, math.prod(shape), end - begin
+    raise InvalidRequest(f"{file}: the header's entry of tensor {name[:100]!r} is wrong, or the file is cut short")
+
+
+def _number(config: dict[str, Any], *names: str) -> int | None:
+    """The first of these fields that is set; a positive whole number."""
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        if type(value) is not int or not 0 < value <= MAX_DIMENSION:
+            raise InvalidRequest(f"config.json: {name} is {str(value)[:50]!r}, not a positive whole number")
+        return value
+    return None
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
+    raise InvalidRequest("config.json: architectures does not name a model class")
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    match config.get("quantization_config"):
+        case {"quant_method": str(method)}:
+            return method
+        case None:
+            return None
+    raise InvalidRequest("config.json: quantization_config does not name its quant_method")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(_read_json(file).get("chat_template"))
