@@ -1,0 +1,238 @@
+"""Starts engine processes from the template, stops them, reaps them, and finds those that hang. Knows no rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from inference.engine import environment
+from inference.node.prctl import become_subreaper
+from inference.node.template import MAX_PACKET_BYTES, READY
+from inference.protocol import ReplicaBeat, ReplicaSpec
+
+log = logging.getLogger(__name__)
+
+TEMPLATE_TIMEOUT_S = 180.0
+HUNG_AFTER_S = 60.0
+LOG_TAIL_BYTES = 4000
+RESTART_TEMPLATE_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaExit:
+    """A replica whose process ended."""
+
+    replica: str
+    reason: str
+    log_tail: str
+    code: int  # exit code, or minus the signal's number
+
+
+@dataclass(slots=True)
+class _Engine:
+    spec: ReplicaSpec
+    pid: int
+    kill_at: float | None = None
+    killed_because: str = ""
+    steps: int = -1
+    progress_at: float = field(default_factory=time.monotonic)
+
+
+class ReplicaSupervisor:
+    """Owns the template process and the engines forked from it. Not thread-safe: one owner calls it."""
+
+    def __init__(self, *, beat: Callable[[str], ReplicaBeat | None] | None = None) -> None:
+        """`beat` reads a replica's last heartbeat, for the progress watchdog; None switches the watchdog off."""
+        become_subreaper()
+        self._beat = beat
+        self._engines: dict[str, _Engine] = {}
+        self._template: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._ready = False
+        self._restart_at = 0.0
+        self._start_template()
+
+    @property
+    def template_ready(self) -> bool:
+        """Whether the next engine starts from a warm template."""
+        if not self._ready and self._channel is not None:
+            self._wait_for_template(0.0)
+        return self._ready
+
+    def start(self, spec: ReplicaSpec) -> int:
+        """Fork one engine; its pid. Waits for a template that is still importing. OSError says why it failed."""
+        if self._channel is None:
+            self._start_template()
+        if not self._ready and not self._wait_for_template(TEMPLATE_TIMEOUT_S):
+            raise OSError("the engine template did not get ready; see its log")
+        assert self._channel is not None
+        try:
+            self._channel.send(msgspec.json.encode(spec))
+            self._channel.settimeout(10.0)
+            answer = self._channel.recv(MAX_PACKET_BYTES)
+        except OSError:
+            self._drop_template()
+            raise
+        if not answer:
+            self._drop_template()
+            raise OSError("the engine template died")
+        pid = int(answer)
+        self._engines[spec.replica] = _Engine(spec, pid)
+        return pid
+
+    def stop(self, replica: str, grace_s: float) -> None:
+        """Ask an engine to drain (SIGTERM); it is killed after the grace."""
+        engine = self._engines.get(replica)
+        if engine is None or engine.kill_at is not None:
+            return
+        engine.kill_at = time.monotonic() + grace_s
+        _signal(engine.pid, signal.SIGTERM)
+
+    def poll(self) -> list[ReplicaExit]:
+        """Reap what ended, kill what outlived its grace or hangs, keep a template at hand. Call it often."""
+        now = time.monotonic()
+        for engine in self._engines.values():
+            if engine.kill_at is not None and now >= engine.kill_at:
+                self._kill(engine, "it did not drain within its grace")
+            self._watch(engine, now)
+        exits = [found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None]
+        self._keep_template(now)
+        return exits
+
+    def close(self) -> None:
+        """Stop every engine (drain first), then the template."""
+        for replica in list(self._engines):
+            self.stop(replica, 30.0)
+        while self._engines:
+            self.poll_engines_only()
+            time.sleep(0.02)
+        self._drop_template()
+
+    def poll_engines_only(self) -> None:
+        """Reap and kill, without starting a template anew."""
+        now = time.monotonic()
+        for engine in list(self._engines.values()):
+            if engine.kill_at is not None and now >= engine.kill_at:
+                self._kill(engine, "it did not drain within its grace")
+            self._reap(engine)
+
+    def _reap(self, engine: _Engine) -> ReplicaExit | None:
+        try:
+            pid, status = os.waitpid(engine.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = engine.pid, 0
+        if pid == 0:
+            return None
+        del self._engines[engine.spec.replica]
+        # Its own children (an engine core of its own process) are in its process group.
+        _signal_group(engine.pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(status)
+        return ReplicaExit(engine.spec.replica, _reason(code, engine), _tail(Path(engine.spec.log_path)), code)
+
+    def _watch(self, engine: _Engine, now: float) -> None:
+        """A process that is there is not yet one that works: running requests must make steps."""
+        if self._beat is None or engine.killed_because:
+            return
+        beat = self._beat(engine.spec.replica)
+        if beat is None or beat.running == 0 or beat.steps != engine.steps:
+            if beat is not None:
+                engine.steps = beat.steps
+                engine.progress_at = now
+            elif engine.steps < 0:
+                engine.progress_at = now  # still loading: it has not beaten yet
+        if now - engine.progress_at > HUNG_AFTER_S:
+            self._kill(engine, f"no progress for {HUNG_AFTER_S:.0f} s")
+
+    def _kill(self, engine: _Engine, why: str) -> None:
+        engine.killed_because = engine.killed_because or why
+        _signal_group(engine.pid, signal.SIGKILL)
+        _signal(engine.pid, signal.SIGKILL)
+
+    def _start_template(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child_environment = dict(os.environ)
+        preload = environment.preload()
+        if preload:
+            child_environment["LD_PRELOAD"] = preload
+        self._template = subprocess.Popen(
+            [sys.executable, "-m", "inference.node.template", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=child_environment,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._channel = ours
+        self._ready = False
+
+    def _wait_for_template(self, timeout_s: float) -> bool:
+        assert self._channel is not None
+        self._channel.settimeout(timeout_s)
+        try:
+            self._ready = self._channel.recv(MAX_PACKET_BYTES) == READY
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError as error:
+            log.warning("engine template: %s", error)
+        if not self._ready:
+            self._drop_template()
+        return self._ready
+
+    def _keep_template(self, now: float) -> None:
+        if self._template is not None and self._template.poll() is not None:
+            log.error("the engine template ended with %s", self._template.returncode)
+            self._drop_template()
+            self._restart_at = now + RESTART_TEMPLATE_AFTER_S
+        if self._template is None and now >= self._restart_at:
+            self._start_template()
+
+    def _drop_template(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._template is not None:
+            self._template.kill()
+            self._template.wait()
+            self._template = None
+        self._ready = False
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        log.debug("pid %d is gone already", pid)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        log.debug("process group %d is gone already", pid)
+
+
+def _reason(code: int, engine: _Engine) -> str:
+    if engine.killed_because:
+        return f"killed: {engine.killed_because}"
+    if code < 0:
+        return f"ended by signal {signal.Signals(-code).name}"
+    return "drained" if code == 0 else f"exited with code {code}"
+
+
+def _tail(path: Path) -> str:
+    """The log's last lines."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError as error:
+        return f"(no log: {error.strerror})"

@@ -1,0 +1,107 @@
+"""The engine template: a process that has imported everything and run nothing, forked once per replica.
+
+Started by the supervisor as ``python -m inference.node.template FD``; FD is one end of a SOCK_SEQPACKET pair.
+It sends ``ready`` once its imports are done; then each packet that it receives is a ReplicaSpec (JSON), answered by the
+engine's pid (decimal). It forks twice, so that the engine is handed to the node, its subreaper.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from inference.engine import environment
+from inference.node.devices import local_devices
+from inference.node.prctl import die_with_parent
+from inference.protocol import ReplicaSpec
+
+READY = b"ready"
+MAX_PACKET_BYTES = 1 << 20
+
+
+def warm(*, on_cpu: bool) -> None:
+    """Import what every engine needs; on CUDA nothing here may initialise the device."""
+    import inference.engine.adapter
+    import inference.engine.main
+    import inference.engine.worker  # noqa: F401
+
+    inference.engine.adapter.warm_imports(on_cpu=on_cpu)
+
+
+def run(channel: socket.socket) -> None:
+    """Answer fork requests until the node closes its end."""
+    # The children share these pages: keep the collector from touching, and so copying, them.
+    gc.collect()
+    gc.freeze()
+    channel.send(READY)
+    while packet := channel.recv(MAX_PACKET_BYTES):
+        spec = msgspec.json.decode(packet, type=ReplicaSpec)
+        channel.send(str(fork_engine(spec, channel)).encode())
+
+
+def fork_engine(spec: ReplicaSpec, channel: socket.socket) -> int:
+    """Fork twice; returns the engine's pid once its middle parent is gone."""
+    node = os.getppid()
+    reading, writing = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        engine = os.fork()
+        if engine == 0:
+            os.close(reading)
+            os.close(writing)
+            channel.close()
+            become_engine(spec, node)
+        os.write(writing, str(engine).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(middle, 0)
+    with os.fdopen(reading, "rb") as pipe:
+        return int(pipe.read())
+
+
+def become_engine(spec: ReplicaSpec, node: int) -> None:
+    """The engine's life, from its fork to its exit; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(spec.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        # The middle parent may still be alive: wait until the kernel has handed us to the node.
+        middle = os.getppid()
+        while os.getppid() == middle and middle != node:
+            os.sched_yield()
+        die_with_parent(signal.SIGKILL, node)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from setproctitle import setproctitle
+
+        from inference.engine.main import serve
+
+        setproctitle(f"mmserve engine {spec.served_id}")
+        gc.unfreeze()
+        code = serve(spec)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # No exit handlers of the template: they are not this process's.
+        os._exit(code)
+
+
+def main() -> None:
+    die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_cpu = all(device.kind == "cpu" for device in local_devices())
+    environment.prepare(on_cpu=on_cpu)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    warm(on_cpu=on_cpu)
+    run(channel)
+
+
+if __name__ == "__main__":
+    main()
