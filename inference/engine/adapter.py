@@ -1,0 +1,142 @@
+"""The one adapter over vLLM's LLMEngine, in this process or in its own (``EngineOptions.in_process``).
+
+Importing this imports vLLM: set the environment first (:mod:`inference.engine.environment`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vllm.engine.arg_utils import EngineArgs
+from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from inference.engine.answer import Answer
+from inference.engine.base import EventTail, Output, Prepared, Usage
+from inference.engine.options import engine_arguments
+from inference.engine.preparation import Body, Preparation
+from inference.engine.resume import led_detokenizer
+from inference.engine.sampling import constraint, refusal
+from inference.protocol import DELTA, EngineOptions, GenerateRequest
+
+LIGHT_CHARACTERS = 4_000
+PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
+
+
+def _ignore(_stage: str) -> None:
+    """Nobody wants to know the stage."""
+
+
+class VllmEngine:
+    """Answers jobs with vLLM. One vLLM request a prompt, named ``<job id>:<prompt index>``."""
+
+    def __init__(
+        self, model_path: str, options: EngineOptions, tell_stage: Callable[[str], None] = _ignore
+    ) -> None:
+        tell_stage("loading weights")
+        # Read when the engine is made, so one template process can fork engines of both kinds.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if options.in_process else "1"
+        arguments = engine_arguments(model_path, options, on_cpu=current_platform.is_cpu())
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        config = self._engine.vllm_config
+        self._tokenizer: Any = self._engine.renderer.get_tokenizer()
+        self.context_length: int = config.model_config.max_model_len
+        self.max_streams = options.max_streams
+        vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
+        self._preparation = Preparation(config, self._tokenizer, vocabulary=vocabulary)
+        self._kv_tokens = max(1, (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size)
+        self._kv_in_use: dict[str, int] = {}  # tokens by job
+        self._answers: dict[str, Answer] = {}
+        self._request_ids: dict[str, list[str]] = {}
+        self._ready_made: list[Output] = []
+
+    def is_light(self, request: GenerateRequest) -> bool:
+        size = sum(map(len, request.prompts or ()))
+        size += sum(len(str(message.get("content"))) for message in request.messages or ())
+        return size <= LIGHT_CHARACTERS and constraint(request.sampling) is None
+
+    def prepare(self, request: GenerateRequest) -> Prepared:
+        return self._preparation.prepare(request)
+
+    def add(self, job_id: str, request: GenerateRequest, prepared: Prepared) -> None:
+        body: Body = prepared.body
+        answer = Answer(request, body.prompts, self._tokenizer)
+        limit = request.sampling.max_tokens
+        if limit is not None and request.resume_token_ids and len(request.resume_token_ids) >= limit:
+            # The engine died between the last token and the word that it was the last.
+            self._ready_made.append(
+                Output(job_id, [[DELTA, 0, "", [], None, "length", None]], answer.usage())
+            )
+            return
+        self._answers[job_id] = answer
+        self._request_ids[job_id] = []
+        self._kv_in_use[job_id] = sum(prepared.prompt_tokens) + len(request.resume_token_ids)
+        try:
+            for index, (prompt, params) in enumerate(zip(body.prompts, body.params, strict=True)):
+                request_id = f"{job_id}:{index}"
+                tokens = prompt.token_ids + request.resume_token_ids
+                internal_id = self._engine.add_request(
+                    request_id, tokens_input(tokens), params, priority=PRIORITY.get(request.priority, 0)
+                )
+                self._request_ids[job_id].append(request_id)
+        except Exception as error:
+            self.abort(job_id)
+            raise refusal(error, request.sampling) from error
+        if request.resume_token_ids:
+            state = self._engine.output_processor.request_states[internal_id]
+            state.detokenizer = led_detokenizer(
+                self._tokenizer,
+                request_id=internal_id,
+                params=body.params[0],
+                min_tokens=request.sampling.min_tokens,
+                prompt_token_ids=body.prompts[0].token_ids,
+                answer_token_ids=request.resume_token_ids,
+            )
+
+    def step(self) -> list[Output]:
+        made, self._ready_made = self._ready_made, []
+        if not self._answers:
+            return made
+        tails: dict[str, list[EventTail]] = {}
+        for output in self._engine.step():
+            job_id, _, prompt_index = output.request_id.rpartition(":")
+            answer = self._answers.get(job_id)
+            if answer is not None:
+                tails.setdefault(job_id, []).extend(answer.note(int(prompt_index), output))
+                self._kv_in_use[job_id] += len(output.outputs)
+        return made + [self._output(job_id, found) for job_id, found in tails.items()]
+
+    def abort(self, job_id: str) -> Usage | None:
+        self._ready_made = [output for output in self._ready_made if output.job_id != job_id]
+        answer = self._answers.get(job_id)
+        if answer is None:
+            return None
+        self._engine.abort_request(self._request_ids[job_id])
+        self._forget(job_id)
+        return answer.usage()
+
+    def is_busy(self) -> bool:
+        return bool(self._answers or self._ready_made)
+
+    def kv_usage(self) -> float:
+        """From token counts, the same for both kinds of engine; a shared prefix counts for each that shares."""
+        return min(1.0, sum(self._kv_in_use.values()) / self._kv_tokens)
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
+
+    def _output(self, job_id: str, tails: list[EventTail]) -> Output:
+        answer = self._answers[job_id]
+        if answer.error is not None:
+            self.abort(job_id)
+            return Output(job_id, tails, error=answer.error)
+        if not answer.is_finished:
+            return Output(job_id, tails)
+        self._forget(job_id)
+        return Output(job_id, tails, usage=answer.usage())
+
+    def _forget(self, job_id: str) -> None:
+        del self._answers[job_id], self._request_ids[job_id], self._kv_in_use[job_id]

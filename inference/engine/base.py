@@ -1,0 +1,67 @@
+"""What the worker needs of an engine: vLLM's adapter is one; benchmarks plug in one that answers at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from inference.protocol import GenerateRequest
+from mmserve.errors import MmserveError
+
+# What follows job id and sequence number in an event of inference.protocol: [kind, ...].
+EventTail = list[Any]
+
+
+class Prepared(NamedTuple):
+    """A checked request: rendered, tokenized and within the context, ready to be added to the batch."""
+
+    prompt_tokens: list[int]  # one count a prompt
+    streams: int  # sequences that it will take in the batch
+    body: Any  # the engine's own
+
+
+class Usage(NamedTuple):
+    """What an engine counts of a job."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Output(NamedTuple):
+    """What one engine step made of one job: event tails in order; usage or error if that was the end."""
+
+    job_id: str
+    tails: list[EventTail]
+    usage: Usage | None = None
+    error: MmserveError | None = None
+
+
+class Engine(Protocol):
+    """One running batch. Only :meth:`prepare` may be called from another thread than the one that steps."""
+
+    context_length: int
+    max_streams: int
+
+    def is_light(self, request: GenerateRequest) -> bool:
+        """Whether :meth:`prepare` takes well under a millisecond, so that it needs no thread of its own."""
+
+    def prepare(self, request: GenerateRequest) -> Prepared:
+        """Check, render and tokenize; raises an MmserveError that names the parameter."""
+
+    def add(self, job_id: str, request: GenerateRequest, prepared: Prepared) -> None:
+        """Put the job into the batch; raises an MmserveError if the engine refuses it."""
+
+    def step(self) -> list[Output]:
+        """One forward pass of the batch. Any exception means that the engine is dead."""
+
+    def abort(self, job_id: str) -> Usage | None:
+        """Take the job out of the batch; None if it is not in it."""
+
+    def is_busy(self) -> bool:
+        """Whether a step would do something."""
+
+    def kv_usage(self) -> float:
+        """Share of the KV cache in use, 0 to 1."""
+
+    def close(self) -> None:
+        """Free what it holds."""

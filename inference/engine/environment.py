@@ -1,0 +1,44 @@
+"""The environment that vLLM reads when it is imported; whoever imports it first prepares it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+ENGINE_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # vLLM would pin every engine to the same cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# vLLM recommends both; whichever is there is preloaded.
+PRELOADED = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libiomp5.so")
+LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
+
+
+def prepare(environment: MutableMapping[str, str] = os.environ, *, on_cpu: bool) -> None:
+    """Fill in what an engine needs; what the operator has set stays."""
+    for name, value in ENGINE_ENVIRONMENT.items():
+        environment.setdefault(name, value)
+    if on_cpu:
+        environment.setdefault("VLLM_TARGET_DEVICE", "cpu")
+        # Compiling takes 40 s of every load and 10 s of the first request with logprobs, and here nothing is
+        # faster afterwards. An operator who wants it sets this to 0 and extra.enforce_eager to false.
+        environment.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def preload() -> str:
+    """Value of LD_PRELOAD for a process that will run engines on the CPU."""
+    folders = [Path(sys.prefix) / "lib", *map(Path, LIBRARY_FOLDERS)]
+    found: dict[str, str] = {}
+    for name in PRELOADED:
+        kind = name.split(".")[0].removesuffix("_minimal")
+        for folder in folders:
+            if kind not in found and (folder / name).exists():
+                found[kind] = str(folder / name)
+    return ":".join([*found.values(), *filter(None, [os.environ.get("LD_PRELOAD")])])

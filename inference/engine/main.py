@@ -1,0 +1,44 @@
+"""Runs one engine worker from a ReplicaSpec, in a process that has vLLM's environment set."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from inference.engine.base import Engine
+from inference.engine.worker import EngineWorker
+from inference.protocol import ReplicaSpec
+
+EXIT_DRAINED = 0
+EXIT_ENGINE_DEAD = 70  # sysexits' EX_SOFTWARE
+
+logger = logging.getLogger(__name__)
+
+
+def serve(spec: ReplicaSpec) -> int:
+    """Load the model, serve its queues, and return the exit code."""
+
+    def open_engine(tell_stage: Callable[[str], None]) -> Engine:
+        tell_stage("importing vllm")
+        from inference.engine.adapter import VllmEngine
+
+        return VllmEngine(spec.model_path, spec.options, tell_stage)
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logger.info("replica %s of %s starts with pid %d", spec.replica, spec.served_id, os.getpid())
+    try:
+        worker = EngineWorker(
+            replica=spec.replica,
+            deployment=spec.deployment,
+            redis_url=spec.redis_url,
+            open_engine=open_engine,
+            max_streams=spec.options.max_streams,
+        )
+        worker.work()
+    except Exception:
+        logger.exception("replica %s ends", spec.replica)
+        return EXIT_ENGINE_DEAD
+    return EXIT_DRAINED

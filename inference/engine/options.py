@@ -1,0 +1,49 @@
+"""An operator's engine options as vLLM's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inference.protocol import EngineOptions
+from mmserve.errors import InvalidRequest
+
+# An operator's ``extra`` may not move these: the worker and the memory budget rely on them.
+RESERVED = frozenset(
+    {
+        "model",
+        "served_model_name",
+        "kv_cache_memory_bytes",
+        "max_num_seqs",
+        "scheduling_policy",
+        "disable_log_stats",
+    }
+)
+
+
+def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs."""
+    refused = RESERVED & options.extra.keys()
+    if refused:
+        raise InvalidRequest(f"extra may not set {sorted(refused)[0]}", param=f"extra.{sorted(refused)[0]}")
+    arguments: dict[str, Any] = {
+        "model": model_path,
+        "served_model_name": "model",
+        "dtype": options.dtype,
+        "max_model_len": options.context_length,
+        "max_num_seqs": options.max_streams,
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "enable_prefix_caching": options.prefix_caching,
+        "trust_remote_code": options.trust_remote_code,
+        "scheduling_policy": "priority",
+        "disable_log_stats": True,
+        # One backend for all requests: with "auto" the first request would choose for those after it.
+        "structured_outputs_config": {"backend": "guidance"},
+    }
+    if options.max_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = options.max_batched_tokens
+    if options.in_process:
+        arguments["distributed_executor_backend"] = "uni"
+    if on_cpu:
+        # See environment.py: compiling is slow, and what it makes is not faster here.
+        arguments["enforce_eager"] = True
+    return {**arguments, **options.extra}

@@ -1,0 +1,103 @@
+"""Takes jobs from a deployment's queues while there is room: that replicas pull is the load balancing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio
+
+from inference.engine import rqkeys, scripts
+from inference.engine.bookkeeper import Bookkeeper
+from inference.engine.inhand import InHand, Pulled
+from inference.engine.links import REDIS_TROUBLE, Patience
+from inference.protocol import bell_key
+
+MAX_JOBS_A_PULL = 128
+# A stock RQ enqueue does not ring the bell, so the queues are looked at this often anyway.
+BELL_TIMEOUT_S = 1.0
+
+
+class Puller:
+    """Owned by the I/O thread."""
+
+    def __init__(
+        self,
+        connection: redis.asyncio.Redis,
+        *,
+        worker: str,
+        deployment: str,
+        inhand: InHand,
+        bookkeeper: Bookkeeper,
+        take: Callable[[Pulled], None],
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._queues = rqkeys.deployment_queues(deployment)
+        self._bell = bell_key(deployment)
+        self._executions_key = rqkeys.worker_executions_key(worker)
+        self._keys = [
+            *map(rqkeys.queue_key, self._queues),
+            self._bell,
+            rqkeys.worker_key(worker),
+            self._executions_key,
+        ]
+        self._script = connection.register_script(scripts.source("pull"))
+        self._inhand = inhand
+        self._bookkeeper = bookkeeper
+        self._take = take
+
+    async def run(self) -> None:
+        patience = Patience("pulling jobs")
+        lost_a_reply = False
+        while True:
+            if self._inhand.room <= 0:
+                self._inhand.room_made.clear()
+                await self._inhand.room_made.wait()
+                continue
+            try:
+                if lost_a_reply:
+                    await self._adopt()
+                    lost_a_reply = False
+                left = await self._pull(min(self._inhand.room, MAX_JOBS_A_PULL))
+                if not left and self._inhand.room > 0:
+                    await self._connection.blpop([self._bell], timeout=BELL_TIMEOUT_S)
+            except REDIS_TROUBLE as error:
+                lost_a_reply = True
+                await patience.wait(error)
+            else:
+                patience.succeeded()
+
+    async def _pull(self, most: int) -> int:
+        """Pull up to this many jobs; how many wait still."""
+        now = time.time()
+        args: list[int | float | str] = [
+            most,
+            self._worker,
+            rqkeys.stamp(now),
+            now,
+            rqkeys.EXECUTION_TTL_S,
+            uuid.uuid4().hex[:24],
+        ]
+        left, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
+        for job in jobs:
+            self._take(_pulled(job))
+        return int(left)
+
+    async def _adopt(self) -> None:
+        """Take over jobs that a pull had moved to this worker when its reply was lost."""
+        members: set[bytes] = await self._connection.smembers(self._executions_key)
+        for member in members:
+            job_id, _, execution = member.decode().rpartition(":")
+            held = self._inhand.get(job_id)
+            if (held and execution in held.executions) or self._bookkeeper.waits_for(job_id, execution):
+                continue
+            job = await self._connection.hmget(rqkeys.job_key(job_id), ["origin", "data", "enqueued_at"])
+            if job[0] is not None and job[1] is not None:
+                self._take(_pulled([job_id.encode(), job[0], execution.encode(), job[1], job[2] or b""]))
+
+
+def _pulled(row: list[Any]) -> Pulled:
+    return Pulled(row[0].decode(), row[1].decode(), row[2].decode(), row[3], row[4].decode())
