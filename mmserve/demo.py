@@ -42,7 +42,8 @@ class DemoFollower:
         while waiting and not self.stopping.wait(TICK_S):
             try:
                 close_old_connections()
-                for version in ModelVersion.objects.select_related("model").filter(pk__in=waiting):
+                # In the order of registration: the model of the printed curl comes first.
+                for version in ModelVersion.objects.select_related("model").filter(pk__in=waiting).order_by("pk"):
                     if self._step(version):
                         waiting.discard(version.pk)
             except DatabaseError as error:

@@ -46,7 +46,8 @@ CSRF_TRUSTED_ORIGINS = env.list("MMSERVE_CSRF_TRUSTED_ORIGINS", default=[])
 
 # The real servers in place of the embedded ones.
 DATABASE_URL = env("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'mmserve.sqlite3'}")
-REDIS_URL = env("REDIS_URL", default=f"unix://{embedded_redis_socket()}")
+EMBEDDED_REDIS_SOCKET = embedded_redis_socket()
+REDIS_URL = env("REDIS_URL", default=f"unix://{EMBEDDED_REDIS_SOCKET}")
 # Folder or s3://bucket/prefix that holds model files.
 STORAGE_URL = env("MMSERVE_STORAGE_URL", default=f"file://{DATA_DIR / 'models'}")
 # Where downloads are kept, so that a retry or a second version does not fetch them again.

@@ -65,7 +65,7 @@ class Command(BaseCommand):
     def _start(self, group: ProcessGroup, *, demo: bool) -> None:
         manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
         if not os.environ.get("REDIS_URL"):
-            path = settings.embedded_redis_socket()
+            path = settings.EMBEDDED_REDIS_SOCKET
             group.start(Child("redis", embedded_redis.command(path, Path(settings.DATA_DIR) / "redis")))
         self._wait_for_redis()
         call_command("migrate", verbosity=0, interactive=False)
