@@ -8,4 +8,4 @@ class MmserveConfig(AppConfig):
     verbose_name = "Access"
 
     def ready(self) -> None:
-        from mmserve import checks  # noqa: F401
+        from mmserve import checks, schema  # noqa: F401

@@ -1,10 +1,179 @@
-"""The hot path in the OpenAPI schema: it is mounted beside Django, so drf-spectacular cannot see it."""
+"""The parts of the OpenAPI schema that drf-spectacular cannot see: keys, error envelopes, and the hot path."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+import msgspec
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+
+from inference.gateway.wire_chat import ChatBody
+from inference.gateway.wire_completions import CompletionBody
+
+REFERENCE = "#/components/schemas/{name}"
+NULLABLE_TEXT = {"type": ["string", "null"]}
+ERROR_ENVELOPE = {
+    "type": "object",
+    "description": "OpenAI's error envelope: always these four keys.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": NULLABLE_TEXT,
+                "code": NULLABLE_TEXT,
+            },
+        }
+    },
+}
+USAGE = {
+    "type": ["object", "null"],
+    "properties": {
+        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+    },
+}
+EXPLANATION = {
+    "type": "object",
+    "required": ["chosen", "chain", "candidates", "revision"],
+    "properties": {
+        "id": {"type": "string"},
+        "model": NULLABLE_TEXT,
+        "chosen": NULLABLE_TEXT,
+        "chain": {"type": "array", "items": {"type": "string"}},
+        "candidates": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "eligible", "reasons", "scores"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "eligible": {"type": "boolean"},
+                    "reasons": {"type": "array", "items": {"type": "string"}},
+                    "scores": {"type": "object", "additionalProperties": {"type": "number"}},
+                },
+            },
+        },
+        "revision": {"type": "integer"},
+    },
+}
+HEALTH = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+MODEL_ID = {
+    "name": "model_id",
+    "in": "path",
+    "required": True,
+    "description": "name, name@version or name@alias; a '/' in it may be sent as %2F",
+    "schema": {"type": "string"},
+}
+
+
+class AccessKeyScheme(OpenApiAuthenticationExtension):
+    """How a request carries its access key."""
+
+    target_class = "mmserve.keys.KeyAuthentication"
+    name = "accessKey"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        """OpenAPI's words for ``Authorization: Bearer <key>``."""
+        return {"type": "http", "scheme": "bearer"}
 
 
 def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: bool) -> dict[str, Any]:
-    """drf-spectacular's postprocessing hook."""
+    """drf-spectacular's postprocessing hook: what is mounted beside Django, and the errors of every operation."""
+    components = result.setdefault("components", {}).setdefault("schemas", {})
+    components.update(_wire_schemas())
+    result["paths"].update(_hot_paths())
+    for path in result["paths"].values():
+        for operation in path.values():
+            for status in ("4XX", "5XX"):
+                operation["responses"].setdefault(status, _json("Refused, with the reason", "ErrorEnvelope"))
     return result
+
+
+def _wire_schemas() -> dict[str, Any]:
+    _, found = msgspec.json.schema_components([CompletionBody, ChatBody], ref_template=REFERENCE)
+    schemas: dict[str, Any] = dict(found)
+    for name in ("CompletionBody", "ChatBody"):
+        # The model stands in the path of predict, and in the body of the others.
+        schemas[f"{name}WithoutModel"] = schemas[name]
+        schemas[name] = copy.deepcopy(schemas[name])
+        schemas[name]["required"] = ["model", *schemas[name].get("required", [])]
+    schemas["Completion"] = _answer("text_completion")
+    schemas["ChatCompletion"] = _answer("chat.completion")
+    schemas["ErrorEnvelope"] = ERROR_ENVELOPE
+    schemas["Explanation"] = EXPLANATION
+    schemas["Health"] = HEALTH
+    return schemas
+
+
+def _answer(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices", "usage"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "choices": {"type": "array", "items": {"type": "object"}},
+            "usage": USAGE,
+        },
+    }
+
+
+def _hot_paths() -> dict[str, Any]:
+    return {
+        "/v1/completions": _post("create_completion", "Continue a text.", ["CompletionBody"], ["Completion"], True),
+        "/v1/chat/completions": _post("create_chat_completion", "Answer a chat.", ["ChatBody"], ["ChatCompletion"], True),
+        "/v1/models/{model_id}/predict": _predict(),
+        "/v1/routing/explain": _post(
+            "explain", "Who would serve this body, and why; nothing is run.", ["CompletionBody", "ChatBody"], ["Explanation"]
+        ),
+        "/healthz": _get("healthz", "Whether the gateway lives.", {"200": _json("It does", "Health")}),
+        "/readyz": _get(
+            "readyz",
+            "Whether the gateway can serve.",
+            {"200": _json("It can", "Health"), "503": _json("It cannot, and why", "Health")},
+        ),
+    }
+
+
+def _predict() -> dict[str, Any]:
+    bodies = ["CompletionBodyWithoutModel", "ChatBodyWithoutModel"]
+    answers = ["Completion", "ChatCompletion"]
+    found = _post("predict", "Either body, the model in the path.", bodies, answers, True)
+    found["post"]["parameters"] = [MODEL_ID]
+    return found
+
+
+def _post(name: str, summary: str, bodies: list[str], answers: list[str], streams: bool = False) -> dict[str, Any]:
+    response = _json("The answer; with `stream`, server-sent events", *answers) if streams else _json("Why", *answers)
+    if streams:
+        response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return {
+        "post": {
+            "operationId": name,
+            "summary": summary,
+            "tags": ["inference"],
+            "security": [{AccessKeyScheme.name: []}],
+            "requestBody": {"required": True, **_content(*bodies)},
+            "responses": {"200": response},
+        }
+    }
+
+
+def _get(name: str, summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return {"get": {"operationId": name, "summary": summary, "tags": ["health"], "responses": responses}}
+
+
+def _json(description: str, *schemas: str) -> dict[str, Any]:
+    return {"description": description, **_content(*schemas)}
+
+
+def _content(*schemas: str) -> dict[str, Any]:
+    references = [{"$ref": REFERENCE.format(name=name)} for name in schemas]
+    schema = references[0] if len(references) == 1 else {"anyOf": references}
+    return {"content": {"application/json": {"schema": schema}}}

@@ -4,11 +4,34 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
+from rest_framework.routers import SimpleRouter
+
+from inference import api as inference
+from mmserve import api as access
+from registry import api as registry
+
+router = SimpleRouter(trailing_slash=False)
+router.register("models", registry.ModelViewSet, basename="registry-model")
+router.register("versions", registry.VersionViewSet, basename="registry-version")
+router.register("aliases", registry.AliasViewSet, basename="registry-alias")
+router.register("deployments", inference.DeploymentViewSet, basename="deployment")
+router.register("events", registry.EventViewSet, basename="event")
+router.register("keys", access.KeyViewSet, basename="key")
+
+v1 = [
+    path("schema", SpectacularAPIView.as_view(), name="schema"),
+    path("models", inference.Models.as_view(), name="models"),
+    # A model's name may hold "/": the verbs come first.
+    path("models/<path:model_id>/load", inference.Load.as_view(), name="load"),
+    path("models/<path:model_id>/unload", inference.Unload.as_view(), name="unload"),
+    path("models/<path:model_id>", inference.OneModel.as_view(), name="model"),
+    path("registry/", include(router.urls)),
+]
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/django-rq/", include("django_rq.urls")),
     path("admin/", admin.site.urls),
-    path("v1/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("v1/", include(v1)),
     path("", include("django_prometheus.urls")),
 ]

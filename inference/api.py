@@ -1,0 +1,171 @@
+"""``/v1/models…`` as OpenAI's clients know it, load and unload, and deployments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from inference import actions
+from inference.model_objects import model_objects, version_object
+from inference.models import Deployment
+from inference.status import STATUSES
+from registry.actions import delete_alias, delete_model, delete_version
+from registry.lookup import find, find_version
+from registry.models import Alias, Model, ModelVersion
+from registry.pagination import NewestFirst
+from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
+
+MAX_MODELS = 1000
+MAX_REPLICAS = 64
+
+
+class VersionStatusSerializer(serializers.Serializer):
+    """One version in a model's object."""
+
+    id = serializers.CharField()
+    status = serializers.ChoiceField(STATUSES)
+
+
+class ModelObjectSerializer(serializers.Serializer):
+    """OpenAI's model object, and what mmserve adds; only the schema is made from it."""
+
+    id = serializers.CharField()
+    object = serializers.ChoiceField(["model"])
+    created = serializers.IntegerField()
+    owned_by = serializers.CharField()
+    display_name = serializers.CharField(required=False)
+    description = serializers.CharField(required=False)
+    version = serializers.CharField(allow_null=True)
+    status = serializers.ChoiceField(STATUSES)
+    reason = serializers.CharField(allow_null=True)
+    stage = serializers.CharField(allow_null=True)
+    eta_s = serializers.FloatField(allow_null=True)
+    capabilities = serializers.ListField(child=serializers.CharField())
+    context_length = serializers.IntegerField(allow_null=True)
+    versions = VersionStatusSerializer(many=True, required=False)
+    aliases = serializers.DictField(child=serializers.CharField(), required=False)
+
+
+class ModelListSerializer(serializers.Serializer):
+    """OpenAI's list of models."""
+
+    object = serializers.ChoiceField(["list"])
+    data = ModelObjectSerializer(many=True)
+
+
+class DeletedSerializer(serializers.Serializer):
+    """OpenAI's answer to DELETE."""
+
+    id = serializers.CharField()
+    object = serializers.ChoiceField(["model"])
+    deleted = serializers.BooleanField()
+
+
+class LoadSerializer(StrictSerializer):
+    """The body of load."""
+
+    replicas = serializers.IntegerField(min_value=1, max_value=MAX_REPLICAS, required=False, default=1)
+    reason = reason_field()
+
+
+def object_of(model_id: str) -> dict[str, Any]:
+    """The object of what an id names."""
+    found = find(model_id)
+    if isinstance(found, Model):
+        return model_objects(Model.objects.filter(pk=found.pk))[0]
+    return version_object(found.version if isinstance(found, Alias) else found, model_id)
+
+
+class Models(APIView):
+    """The models that clients may name."""
+
+    infer_may_read = True
+
+    @extend_schema(operation_id="list_models", responses=ModelListSerializer)
+    def get(self, request: Request) -> Response:
+        """All models, by name."""
+        return Response({"object": "list", "data": model_objects(Model.objects.all()[:MAX_MODELS])})
+
+
+class OneModel(APIView):
+    """One model, version or alias; the id may hold ``/``."""
+
+    infer_may_read = True
+
+    @extend_schema(operation_id="retrieve_model", responses=ModelObjectSerializer)
+    def get(self, request: Request, model_id: str) -> Response:
+        """Its object, with its status."""
+        return Response(object_of(model_id))
+
+    @extend_schema(operation_id="delete_model", responses=DeletedSerializer)
+    def delete(self, request: Request, model_id: str) -> Response:
+        """Delete a model with its versions and files, one version, or an alias; refused while it is served."""
+        found, who = find(model_id), actor_of(request)
+        reason = checked(ReasonSerializer, request)["reason"]
+        match found:
+            case Model():
+                delete_model(found, actor=who, reason=reason)
+            case ModelVersion():
+                delete_version(found, actor=who, reason=reason)
+            case Alias():
+                delete_alias(found, actor=who, reason=reason)
+        return Response({"id": model_id, "object": "model", "deleted": True})
+
+
+class Load(APIView):
+    """Have a model served."""
+
+    @extend_schema(operation_id="load_model", request=LoadSerializer, responses={202: ModelObjectSerializer})
+    def post(self, request: Request, model_id: str) -> Response:
+        """Wish for replicas; refused, with figures, if they could not fit."""
+        body = checked(LoadSerializer, request)
+        actions.load(find_version(model_id), actor=actor_of(request), **body)
+        return Response(object_of(model_id), status=status.HTTP_202_ACCEPTED)
+
+
+class Unload(APIView):
+    """Have a model served no longer."""
+
+    @extend_schema(operation_id="unload_model", request=ReasonSerializer, responses={202: ModelObjectSerializer})
+    def post(self, request: Request, model_id: str) -> Response:
+        """Requests that run finish first."""
+        body = checked(ReasonSerializer, request)
+        actions.unload(find_version(model_id), actor=actor_of(request), **body)
+        return Response(object_of(model_id), status=status.HTTP_202_ACCEPTED)
+
+
+class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
+    """How a version is served; ``load`` and ``unload`` set the replicas."""
+
+    served_id = serializers.CharField(source="version.served_id", read_only=True)
+    reason = reason_field()
+
+    class Meta:
+        model = Deployment
+        fields = ("id", "name", "version", "served_id", "replicas", *sorted(actions.EDITABLE), "created_at", "reason")
+        read_only_fields = ("name", "version", "replicas", "created_at")
+
+
+@extend_schema_view(partial_update=extend_schema(description="Change options; running replicas keep theirs."))
+class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
+    """Deployments: engine options and bounds."""
+
+    queryset = Deployment.objects.select_related("version__model")
+    serializer_class = DeploymentSerializer
+    pagination_class = NewestFirst
+    lookup_value_regex = "[0-9]{1,18}"
+    filterset_fields = ("name", "version", "version__model__name")
+    http_method_names = ["get", "patch", "head", "options"]
+
+    def perform_update(self, serializer: Any) -> None:
+        """Change through the action."""
+        changes = dict(serializer.validated_data)
+        reason = changes.pop("reason", "")
+        serializer.instance = actions.configure(
+            serializer.instance, changes, actor=actor_of(self.request), reason=reason
+        )

@@ -1,0 +1,69 @@
+"""Models as OpenAI's ``/v1/models`` shows them, with what mmserve adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import Prefetch, QuerySet
+
+from inference.status import Status, furthest, statuses
+from registry.models import Alias, Model, ModelVersion
+
+
+def with_versions(models: QuerySet[Model]) -> QuerySet[Model]:
+    """Models with all that model_objects reads, in a fixed number of queries."""
+    return models.prefetch_related(
+        Prefetch("versions", ModelVersion.objects.select_related("model")),
+        Prefetch("aliases", Alias.objects.select_related("model", "version")),
+    )
+
+
+def model_objects(models: QuerySet[Model]) -> list[dict[str, Any]]:
+    """One object a model."""
+    rows = list(with_versions(models))
+    found = statuses(version for row in rows for version in row.versions.all())
+    return [_model_object(row, found) for row in rows]
+
+
+def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
+    """The object of one version, under the id that was asked for."""
+    return {
+        "id": asked_id,
+        "object": "model",
+        "created": int(version.created_at.timestamp()),
+        "owned_by": version.model.owner,
+        "version": version.version,
+        **_of_version(version, statuses([version])[version.pk]),
+    }
+
+
+def _model_object(model: Model, found: dict[int, Status]) -> dict[str, Any]:
+    versions, aliases = list(model.versions.all()), list(model.aliases.all())
+    default = next((alias.version_id for alias in aliases if alias.is_default), None)
+    meant = next((version for version in versions if version.pk == default), None)
+    if meant is None and len(versions) == 1:
+        meant = versions[0]
+    status = found[meant.pk] if meant else furthest(found[version.pk] for version in versions)
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.created_at.timestamp()),
+        "owned_by": model.owner,
+        "display_name": model.display_name or model.name,
+        "description": model.description,
+        "version": meant.version if meant else None,
+        **_of_version(meant, status),
+        "versions": [{"id": row.served_id, "status": found[row.pk].status} for row in versions],
+        "aliases": {alias.name: alias.version.version for alias in aliases},
+    }
+
+
+def _of_version(version: ModelVersion | None, status: Status) -> dict[str, Any]:
+    return {
+        "status": status.status,
+        "reason": status.reason,
+        "stage": status.stage,
+        "eta_s": status.eta_s,
+        "capabilities": version.capabilities if version else [],
+        "context_length": version.facts.get("context_length") if version else None,
+    }

@@ -1,0 +1,75 @@
+"""``/v1/registry/keys``: access keys over REST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from mmserve.key_actions import create_key, revoke_key
+from mmserve.models import SCOPES, AccessKey
+from registry.pagination import NewestFirst
+from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
+
+
+class KeyOrder(NewestFirst):
+    """Keys have random ids: the newest by its time."""
+
+    ordering = "-created"
+
+
+class KeySerializer(StrictSerializer, serializers.ModelSerializer):
+    """An access key, without the key."""
+
+    scopes = serializers.ListField(child=serializers.ChoiceField(SCOPES), min_length=1, required=False)
+    reason = reason_field()
+
+    class Meta:
+        model = AccessKey
+        fields = (
+            "id",
+            "name",
+            "token_key",
+            "scopes",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "max_concurrency",
+            "created",
+            "expiry",
+            "revoked_at",
+            "reason",
+        )
+        read_only_fields = ("token_key", "created", "revoked_at")
+
+
+class CreatedKeySerializer(KeySerializer):
+    """The only answer that ever holds the key."""
+
+    key = serializers.CharField(read_only=True)
+
+    class Meta(KeySerializer.Meta):
+        fields = (*KeySerializer.Meta.fields, "key")
+
+
+class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
+    """Access keys: create, look at, revoke."""
+
+    queryset = AccessKey.objects.all()
+    serializer_class = KeySerializer
+    pagination_class = KeyOrder
+    filterset_fields = ("name",)
+    lookup_value_regex = "[0-9a-f-]{36}"
+
+    @extend_schema(request=KeySerializer, responses={201: CreatedKeySerializer})
+    def create(self, request: Request) -> Response:
+        """A new key; its text is in this answer and nowhere else."""
+        body: dict[str, Any] = checked(KeySerializer, request)
+        key, raw = create_key(user=request.user, actor=actor_of(request), **body)
+        return Response({**KeySerializer(key).data, "key": raw}, status=status.HTTP_201_CREATED)
+
+    def perform_destroy(self, instance: AccessKey) -> None:
+        """Revoke: the row stays for the record."""
+        revoke_key(instance, actor=actor_of(self.request), **checked(ReasonSerializer, self.request))

@@ -1,0 +1,50 @@
+"""What the REST views of every app share: who asks, strict bodies, and writing through actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+from rest_framework.request import Request
+
+MAX_REASON_CHARS = 2000
+
+
+def actor_of(request: Request) -> str:
+    """Who asks, for the event: the key by its name, else the user."""
+    name = getattr(request.auth, "name", None)
+    return f"key:{name}" if name else f"user:{request.user}"
+
+
+def reason_field() -> serializers.CharField:
+    """``reason`` in a body: why, for the event."""
+    return serializers.CharField(
+        write_only=True, required=False, default="", allow_blank=True, max_length=MAX_REASON_CHARS
+    )
+
+
+class StrictSerializer(serializers.Serializer):
+    """Refuses fields that it does not know, as OpenAI does."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            writable = {name for name, field in self.fields.items() if not field.read_only}
+            unknown = [str(name) for name in data if name not in writable]
+            if unknown:
+                known = ", ".join(sorted(writable))
+                raise serializers.ValidationError({unknown[0]: f"unknown field; known are {known}"})
+        return super().to_internal_value(data)
+
+
+class ReasonSerializer(StrictSerializer):
+    """The body of an action that needs nothing else."""
+
+    reason = reason_field()
+
+
+def checked(serializer: type[StrictSerializer], request: Request) -> dict[str, Any]:
+    """The request's body (or its query, for DELETE), checked."""
+    data = request.query_params.dict() if request.method == "DELETE" else request.data
+    bound = serializer(data=data)
+    bound.is_valid(raise_exception=True)
+    return bound.validated_data
