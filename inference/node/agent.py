@@ -16,6 +16,7 @@ from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
 from inference.notify import connection, tell_gateways, wake_controller
 from inference.protocol import EngineOptions, ReplicaBeat, ReplicaSpec, beat_key
 from registry.revision import current
+from registry.store import location
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class NodeAgent:
             replica=str(replica.pk),
             deployment=replica.deployment.name,
             served_id=replica.deployment.version.served_id,
-            model_path=replica.deployment.version.path,
+            model_path=str(location(replica.deployment.version.path)),
             redis_url=settings.REDIS_URL,
             options=engine_options(replica.deployment),
             log_path=str(path),

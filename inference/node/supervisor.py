@@ -137,7 +137,8 @@ class ReplicaSupervisor:
         # Its own children (an engine core of its own process) are in its process group.
         _signal_group(engine.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(status)
-        return ReplicaExit(engine.spec.replica, _reason(code, engine), _tail(Path(engine.spec.log_path)), code)
+        tail = _tail(Path(engine.spec.log_path))
+        return ReplicaExit(engine.spec.replica, _reason(code, engine, tail), tail, code)
 
     def _watch(self, engine: _Engine, now: float) -> None:
         """A process that is there is not yet one that works: running requests must make steps."""
@@ -220,12 +221,15 @@ def _signal_group(pid: int, number: int) -> None:
         log.debug("process group %d is gone already", pid)
 
 
-def _reason(code: int, engine: _Engine) -> str:
+def _reason(code: int, engine: _Engine, tail: str) -> str:
     if engine.killed_because:
         return f"killed: {engine.killed_because}"
     if code < 0:
         return f"ended by signal {signal.Signals(-code).name}"
-    return "drained" if code == 0 else f"exited with code {code}"
+    if code == 0:
+        return "drained"
+    lines = tail.strip().splitlines()
+    return f"exited with code {code}: {lines[-1] if lines else 'its log is empty'}"
 
 
 def _tail(path: Path) -> str:
