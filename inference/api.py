@@ -104,7 +104,7 @@ class OneModel(APIView):
 
     @extend_schema(operation_id="delete_model", responses=DeletedSerializer)
     def delete(self, request: Request, model_id: str) -> Response:
-        """Delete a model with its versions and files, one version, or an alias; refused while it is served."""
+        """Delete a model with its versions and files, a version, or an alias; refused while it is served."""
         found, who = find(model_id), actor_of(request)
         reason = checked(ReasonSerializer, request)["reason"]
         match found:
@@ -131,7 +131,9 @@ class Load(APIView):
 class Unload(APIView):
     """Have a model served no longer."""
 
-    @extend_schema(operation_id="unload_model", request=ReasonSerializer, responses={202: ModelObjectSerializer})
+    @extend_schema(
+        operation_id="unload_model", request=ReasonSerializer, responses={202: ModelObjectSerializer}
+    )
     def post(self, request: Request, model_id: str) -> Response:
         """Requests that run finish first."""
         body = checked(ReasonSerializer, request)
@@ -147,7 +149,16 @@ class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
 
     class Meta:
         model = Deployment
-        fields = ("id", "name", "version", "served_id", "replicas", *sorted(actions.EDITABLE), "created_at", "reason")
+        fields = (
+            "id",
+            "name",
+            "version",
+            "served_id",
+            "replicas",
+            *sorted(actions.EDITABLE),
+            "created_at",
+            "reason",
+        )
         read_only_fields = ("name", "version", "replicas", "created_at")
 
 

@@ -1,4 +1,4 @@
-"""The status of versions as clients read it: wish, replicas and import job summed up in one word and its reason."""
+"""The status of versions as clients read it: wish, replicas and import job in one word and its reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def statuses(versions: Iterable[ModelVersion]) -> dict[int, Status]:
     wanted = Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False)
     for replica in Replica.objects.filter(wanted, deployment__version__in=rows):
         replicas[replica.deployment_id].append(replica)
-    loading = [str(row.id) for found in replicas.values() for row in found if row.state == ReplicaState.LOADING]
+    loading = [
+        str(row.id) for found in replicas.values() for row in found if row.state == ReplicaState.LOADING
+    ]
     stages = {replica: beat.stage for replica, beat in read_beats(loading).items()}
     return {
         row.pk: _of_files(row) or _of_deployment(deployments.get(row.pk), replicas, stages) for row in rows
@@ -98,7 +100,9 @@ def _of_deployment(
         return Status(status=DRAINING)
     failed = next((row for row in rows if row.state == ReplicaState.FAILED), None)
     if failed is not None:
-        return Status(status=FAILED, reason=failed.reason or "The engine ended without a reason; see its log.")
+        return Status(
+            status=FAILED, reason=failed.reason or "The engine ended without a reason; see its log."
+        )
     if deployment.replicas:
         return Status(status=LOADING, stage="waiting for a node")
     return Status(status=UNLOADED)

@@ -48,7 +48,7 @@ def memory() -> Iterator[CheckMessage]:
     if settings.MEMORY_BYTES and not MIN_MEMORY_BYTES <= settings.MEMORY_BYTES <= total:
         yield Error(
             f"MMSERVE_MEMORY_BYTES is {settings.MEMORY_BYTES}: engines cannot have that of {total} bytes.",
-            hint=f"Set it to a number of bytes from {MIN_MEMORY_BYTES} to {total}, or to 0 for 80% of this machine.",
+            hint=f"Set it to bytes from {MIN_MEMORY_BYTES} to {total}, or to 0 for 80% of this machine.",
             id="mmserve.E002",
         )
 

@@ -1,11 +1,11 @@
 """The base of mmserve's commands: data on stdout, progress on stderr, errors in words, documented exit codes.
 
-    0  done
-    1  something went wrong inside mmserve, or a service that it needs is away
-    2  the command line is wrong (argparse)
-    3  there is no such thing
-    4  refused: it is in the wrong state, somebody was first, or it would not fit
-    5  a value is wrong
+0  done
+1  something went wrong inside mmserve, or a service that it needs is away
+2  the command line is wrong (argparse)
+3  there is no such thing
+4  refused: it is in the wrong state, somebody was first, or it would not fit
+5  a value is wrong
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def actor() -> str:
 
 
 class DataCommand(BaseCommand):
-    """A command whose :meth:`run` returns data; this class renders it as a table, or as JSON with ``--json``."""
+    """A command whose :meth:`run` returns data; rendered as a table, or as JSON with ``--json``."""
 
     columns: tuple[str, ...] = ()
 
@@ -70,7 +70,9 @@ class DataCommand(BaseCommand):
         table += [[_cell(row.get(name)) for name in self.columns] for row in rows]
         widths = [max(len(line[place]) for line in table) for place in range(len(self.columns))]
         for line in table:
-            self.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            self.stdout.write(
+                "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            )
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Access keys at the door: for DRF by a query, for the hot path by a cache that a config revision refreshes."""
+"""Access keys at the door: for DRF by a query, for the hot path by a cache that each revision refreshes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ EXPIRED = "The access key has expired."
 
 
 def usable_keys(digests: Iterable[str]) -> list[AccessKey]:
-    """The keys with these digests that were not revoked and whose user is active; expiry is the caller's to check."""
+    """The keys with these digests, not revoked and of an active user; expiry is the caller's to check."""
     return list(
-        AccessKey.objects.filter(digest__in=list(digests), revoked_at=None, user__is_active=True).select_related("user")
+        AccessKey.objects.filter(
+            digest__in=list(digests), revoked_at=None, user__is_active=True
+        ).select_related("user")
     )
 
 
@@ -71,7 +73,7 @@ class KeyAuthentication(authentication.BaseAuthentication):
 
 
 class HasManageScope(permissions.BasePermission):
-    """Keys with the scope ``manage`` and superusers' sessions; for reading a view with ``infer_may_read``, any key."""
+    """Keys with the scope ``manage`` and superusers' sessions; any key to read a view with ``infer_may_read``."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         if isinstance(request.auth, AccessKey):
@@ -85,13 +87,19 @@ class HasManageScope(permissions.BasePermission):
 class CachedAuthenticator:
     """Grants by digest, remembered per process; authenticates one event loop's requests.
 
-    A hit costs one SHA-512 and one dictionary look-up. Misses share one query a digest, and only ``max_pending`` may
-    wait at once. On a new config revision :meth:`refresh` asks for all remembered keys in one query, so that a revoked
-    key is gone at once; while the database is away, what is remembered goes on working and the refresh stays due.
+    A hit costs one SHA-512 and one dictionary look-up. Misses share one query a digest, and only ``max_pending``
+    may wait at once. On a new config revision :meth:`refresh` asks for all remembered keys in one query, so that
+    a revoked key is gone at once; while the database is away, what is remembered goes on working and the refresh
+    stays due.
     """
 
     def __init__(
-        self, *, capacity: int = 10_000, unknown_capacity: int = 10_000, max_pending: int = 256, query_s: float = 5.0
+        self,
+        *,
+        capacity: int = 10_000,
+        unknown_capacity: int = 10_000,
+        max_pending: int = 256,
+        query_s: float = 5.0,
     ) -> None:
         self._grants: OrderedDict[str, KeyGrant] = OrderedDict()
         self._unknown: OrderedDict[str, None] = OrderedDict()
@@ -122,7 +130,7 @@ class CachedAuthenticator:
         return grant
 
     async def refresh(self, new_revision: int) -> None:
-        """Forget the unknown keys and ask for the remembered ones anew; DatabaseError leaves them for the next try."""
+        """Forget unknown keys, ask for the remembered ones anew; DatabaseError leaves them for the next try."""
         self._unknown.clear()
         self._generation += 1
         generation, asked = self._generation, list(self._grants)
@@ -147,7 +155,9 @@ class CachedAuthenticator:
         try:
             return await asyncio.shield(task)
         except (DatabaseError, InterfaceError, TimeoutError) as error:
-            raise Unavailable("The access key cannot be looked up: no answer from the database.", retry_after_s=1) from error
+            raise Unavailable(
+                "The access key cannot be looked up: no answer from the database.", retry_after_s=1
+            ) from error
 
     async def _query(self, digest: str) -> KeyGrant | None:
         generation = self._generation

@@ -38,7 +38,9 @@ class ApiErrors:
             request_id = uuid.uuid4().hex
             request.META["HTTP_X_REQUEST_ID"] = request_id
         response = self.get_response(request)
-        if response.status_code >= 400 and not response.get("Content-Type", "").startswith("application/json"):
+        if response.status_code >= 400 and not response.get("Content-Type", "").startswith(
+            "application/json"
+        ):
             message = MESSAGES.get(response.status_code, response.reason_phrase)
             response = envelope_response(
                 response.status_code,

@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI schema that drf-spectacular cannot see: keys, error envelopes, and the hot path."""
+"""What drf-spectacular cannot see of the API: access keys, error envelopes, and the hot path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ ERROR_ENVELOPE = {
 USAGE = {
     "type": ["object", "null"],
     "properties": {
-        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        name: {"type": "integer", "minimum": 0}
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens")
     },
 }
 EXPLANATION = {
@@ -82,7 +83,7 @@ class AccessKeyScheme(OpenApiAuthenticationExtension):
 
 
 def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: bool) -> dict[str, Any]:
-    """drf-spectacular's postprocessing hook: what is mounted beside Django, and the errors of every operation."""
+    """drf-spectacular's postprocessing hook: what is mounted beside Django, and every operation's errors."""
     components = result.setdefault("components", {}).setdefault("schemas", {})
     components.update(_wire_schemas())
     result["paths"].update(_hot_paths())
@@ -126,11 +127,18 @@ def _answer(kind: str) -> dict[str, Any]:
 
 def _hot_paths() -> dict[str, Any]:
     return {
-        "/v1/completions": _post("create_completion", "Continue a text.", ["CompletionBody"], ["Completion"], True),
-        "/v1/chat/completions": _post("create_chat_completion", "Answer a chat.", ["ChatBody"], ["ChatCompletion"], True),
+        "/v1/completions": _post(
+            "create_completion", "Continue a text.", ["CompletionBody"], ["Completion"], True
+        ),
+        "/v1/chat/completions": _post(
+            "create_chat_completion", "Answer a chat.", ["ChatBody"], ["ChatCompletion"], True
+        ),
         "/v1/models/{model_id}/predict": _predict(),
         "/v1/routing/explain": _post(
-            "explain", "Who would serve this body, and why; nothing is run.", ["CompletionBody", "ChatBody"], ["Explanation"]
+            "explain",
+            "Who would serve this body, and why; nothing is run.",
+            ["CompletionBody", "ChatBody"],
+            ["Explanation"],
         ),
         "/healthz": _get("healthz", "Whether the gateway lives.", {"200": _json("It does", "Health")}),
         "/readyz": _get(
@@ -149,8 +157,14 @@ def _predict() -> dict[str, Any]:
     return found
 
 
-def _post(name: str, summary: str, bodies: list[str], answers: list[str], streams: bool = False) -> dict[str, Any]:
-    response = _json("The answer; with `stream`, server-sent events", *answers) if streams else _json("Why", *answers)
+def _post(
+    name: str, summary: str, bodies: list[str], answers: list[str], streams: bool = False
+) -> dict[str, Any]:
+    response = (
+        _json("The answer; with `stream`, server-sent events", *answers)
+        if streams
+        else _json("Why", *answers)
+    )
     if streams:
         response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return {

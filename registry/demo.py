@@ -56,7 +56,7 @@ DEMO_MODELS = (
 
 @transaction.atomic
 def ensure_demo_models(*, actor: str) -> list[ModelVersion]:
-    """The demo models' versions, registered where the model is not known yet; one that was deleted by version stays so."""
+    """The demo models' versions, registered where the model is unknown; a deleted version stays deleted."""
     found = []
     for demo in DEMO_MODELS:
         model = Model.objects.filter(name=demo.name).first()

@@ -1,4 +1,4 @@
-"""The facts of a checkpoint, read from its config, its safetensors headers and its tokenizer; no weight is loaded."""
+"""The facts of a checkpoint, from its config, safetensors headers and tokenizer; no weight is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ MAX_JSON_BYTES = 32 * 2**20
 # The safetensors format's own bound.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**40
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "fp8", "I8": "int8"}
+DTYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "fp8",
+    "I8": "int8",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +137,9 @@ def _tensor(file: str, name: str, entry: Any, body: int) -> tuple[str, int, int]
             sane = all(type(part) is int and 0 <= part <= MAX_DIMENSION for part in shape)
             if sane and 0 <= begin <= end <= body:
                 return dtype, math.prod(shape), end - begin
-    raise InvalidRequest(f"{file}: the header's entry of tensor {name[:100]!r} is wrong, or the file is cut short")
+    raise InvalidRequest(
+        f"{file}: the header's entry of tensor {name[:100]!r} is wrong, or the file is cut short"
+    )
 
 
 def _number(config: dict[str, Any], *names: str) -> int | None:

@@ -1,6 +1,7 @@
 """GGUF to bf16 safetensors, with the tokenizer and chat template that the GGUF file holds.
 
-The conversion runs in a process of its own, so that torch and the weights are gone from the worker when it ends.
+The conversion runs in a process of its own, so that torch and the weights are gone from the worker when it
+ends.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def convert(gguf: Path, into: Path, report: Report) -> None:
         finally:
             process.kill()
     if status:
-        raise InvalidRequest(f"{gguf.name} could not be converted: {said[-1] if said else f'exit status {status}'}")
+        raise InvalidRequest(
+            f"{gguf.name} could not be converted: {said[-1] if said else f'exit status {status}'}"
+        )
 
 
 def _end_with_parent() -> None:

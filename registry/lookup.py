@@ -47,7 +47,7 @@ def find(model_id: str) -> Model | ModelVersion | Alias:
 
 
 def find_version(model_id: str) -> ModelVersion:
-    """The version that an id stands for; a bare name stands for its default alias, or for its only version."""
+    """The version that an id stands for; a bare name means its default alias, or its only version."""
     found = find(model_id)
     if isinstance(found, Alias):
         return found.version

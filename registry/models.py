@@ -16,9 +16,11 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_model_name(value: str) -> None:
-    """A model's name: letters, digits, ``. _ -``, parts joined by ``/``; ``@`` stands before a version or alias."""
+    """Letters, digits, ``. _ -``, in parts joined by ``/``; ``@`` stands before a version or alias."""
     if not MODEL_NAME.fullmatch(value) or value == "auto":
-        raise ValidationError("letters, digits, '.', '_' and '-' only, in parts joined by '/'; not 'auto'", code="name")
+        raise ValidationError(
+            "letters, digits, '.', '_' and '-' only, in parts joined by '/'; not 'auto'", code="name"
+        )
 
 
 def check_label(value: str) -> None:
@@ -64,8 +66,12 @@ class ModelVersion(models.Model):
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="versions")
     version = models.CharField(max_length=100, validators=[check_label])
     description = models.TextField(blank=True)
-    source_uri = models.CharField(max_length=500, help_text="file:///folder, or pypi://package==version#file.gguf")
-    state = models.CharField(max_length=20, choices=VersionState, default=VersionState.REGISTERED, editable=False)
+    source_uri = models.CharField(
+        max_length=500, help_text="file:///folder, or pypi://package==version#file.gguf"
+    )
+    state = models.CharField(
+        max_length=20, choices=VersionState, default=VersionState.REGISTERED, editable=False
+    )
     state_reason = models.TextField(blank=True, editable=False)
     # {"stage", "done_bytes", "total_bytes", "eta_s", "at"} while an ops job works on it
     progress = models.JSONField(default=dict, blank=True, editable=False)
@@ -99,18 +105,13 @@ class ModelVersion(models.Model):
 
     def _refuse_to_change_what_was_published(self) -> None:
         """A version that was ready once means the same files and facts for ever."""
-        stored = (
-            type(self)
-            .objects.filter(pk=self.pk, state__in=PUBLISHED)
-            .values(*FROZEN_FIELDS)
-            .first()
-        )
+        stored = type(self).objects.filter(pk=self.pk, state__in=PUBLISHED).values(*FROZEN_FIELDS).first()
         if stored is None:
             return
         changed = [name for name in FROZEN_FIELDS if stored[name] != getattr(self, name)]
         if changed:
             raise Conflict(
-                f"{self.served_id} is published, so its {', '.join(changed)} cannot change; register another version",
+                f"{self.served_id} is published: its {', '.join(changed)} cannot change; register another version",
                 param=changed[0],
             )
 
@@ -190,3 +191,6 @@ class ConfigRevision(models.Model):
     """One row: the monotonic number of the configuration that everyone should run."""
 
     number = models.PositiveBigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return str(self.number)

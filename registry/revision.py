@@ -1,4 +1,4 @@
-"""The configuration's revision: one monotonic number, bumped in the same transaction as the event that explains it."""
+"""The configuration's revision: a monotonic number, bumped in one transaction with the event that explains it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from registry.models import ConfigRevision, Event
 
 ROW = 1
 
-# Sent once a change is committed, with ``revision``, ``kind`` and ``subject``. A receiver that fails is logged by
-# Django and harms nobody: whoever misses the push finds the new number at its next poll.
+# Sent once a change is committed, with ``revision``, ``kind`` and ``subject``. A receiver that fails is logged
+# by Django and harms nobody: whoever misses the push finds the new number at its next poll.
 configuration_changed = Signal()
 
 
@@ -29,7 +29,9 @@ def bump(kind: str, subject: str, actor: str, reason: str = "", data: dict[str, 
         ConfigRevision.objects.get_or_create(pk=ROW)
         ConfigRevision.objects.filter(pk=ROW).update(number=F("number") + 1)
     number = ConfigRevision.objects.values_list("number", flat=True).get(pk=ROW)
-    Event.objects.create(kind=kind, subject=subject, actor=actor, reason=reason, data=data or {}, revision=number)
+    Event.objects.create(
+        kind=kind, subject=subject, actor=actor, reason=reason, data=data or {}, revision=number
+    )
     transaction.on_commit(lambda: _announce(number, kind, subject), robust=True)
     return number
 

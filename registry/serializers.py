@@ -79,7 +79,9 @@ class PromoteSerializer(StrictSerializer):
 
     version = serializers.CharField(max_length=100, validators=[check_label])
     alias = serializers.CharField(max_length=100, validators=[check_label], required=False, default=None)
-    expected_revision = serializers.IntegerField(min_value=0, max_value=MAX_REVISION, required=False, default=None)
+    expected_revision = serializers.IntegerField(
+        min_value=0, max_value=MAX_REVISION, required=False, default=None
+    )
     reason = reason_field()
 
 
@@ -87,7 +89,9 @@ class RollbackSerializer(StrictSerializer):
     """``alias`` is the default one if left out."""
 
     alias = serializers.CharField(max_length=100, validators=[check_label], required=False, default=None)
-    expected_revision = serializers.IntegerField(min_value=0, max_value=MAX_REVISION, required=False, default=None)
+    expected_revision = serializers.IntegerField(
+        min_value=0, max_value=MAX_REVISION, required=False, default=None
+    )
     reason = reason_field()
 
 

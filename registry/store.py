@@ -40,7 +40,7 @@ def workspace(name: str) -> Path:
 
 
 def publish(work: Path, path: str) -> Path:
-    """Move finished files to their place by one atomic rename; a leftover of an import that died is replaced."""
+    """Move finished files to their place by one atomic rename; what a dead import left there is replaced."""
     target = location(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():

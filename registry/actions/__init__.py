@@ -1,7 +1,7 @@
 """What may be done to the registry. Admin, REST and commands call these functions and nothing else.
 
-Each one is a transaction that checks, changes by compare-and-set, writes an append-only event with actor and reason,
-bumps the configuration's revision, and tells every process once it is committed.
+Each one is a transaction that checks, changes by compare-and-set, writes an append-only event with actor and
+reason, bumps the configuration's revision, and tells every process once it is committed.
 """
 
 from registry.actions.aliases import delete_alias, promote, rollback, set_default_alias

@@ -26,8 +26,8 @@ def promote(
 ) -> Alias:
     """Move an alias (the default one, if none is named) to a ready version.
 
-    ``expected_revision`` is the alias's revision that the caller saw (0: none yet); a loser gets Conflict with who
-    moved it where. The first alias of a model becomes its default.
+    ``expected_revision`` is the alias's revision that the caller saw (0: none yet); a loser gets Conflict with
+    who moved it where. The first alias of a model becomes its default.
     """
     if version.state != VersionState.READY:
         raise Conflict(f"{version.served_id} is {version.state}; only a ready version can be promoted.")
@@ -43,7 +43,12 @@ def promote(
 
 @transaction.atomic
 def rollback(
-    model: Model, *, actor: str, alias: str | None = None, expected_revision: int | None = None, reason: str = ""
+    model: Model,
+    *,
+    actor: str,
+    alias: str | None = None,
+    expected_revision: int | None = None,
+    reason: str = "",
 ) -> Alias:
     """Move an alias back to the version that it meant before; again: to the one before that."""
     row = _alias(model, alias)
@@ -65,7 +70,9 @@ def set_default_alias(alias: Alias, *, actor: str, reason: str = "") -> Alias:
     """Make this alias what the model's bare name means."""
     if alias.is_default:
         return alias
-    Alias.objects.filter(model=alias.model_id, is_default=True).update(is_default=False, revision=F("revision") + 1)
+    Alias.objects.filter(model=alias.model_id, is_default=True).update(
+        is_default=False, revision=F("revision") + 1
+    )
     alias.is_default = True
     alias.revision += 1
     save_checked(alias, unique=f"Somebody else chose a default alias of {alias.model.name} just now.")

@@ -34,8 +34,8 @@ IMPORT_JOB = "registry.jobs.import_version"
 # A job that lives writes its progress every second: one that is silent for so long is dead.
 SILENT_AFTER = datetime.timedelta(seconds=120)
 
-# Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason`` and
-# ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
+# Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason``
+# and ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
 version_retiring = Signal()
 
 
@@ -68,7 +68,9 @@ def update_version(version: ModelVersion, *, actor: str, reason: str = "", **cha
         for field, value in changed.items():
             setattr(version, field, value)
         save_checked(version, unique=f"There is a version {version.served_id} already.")
-        data = {field: {"from": _plain(before[field]), "to": _plain(value)} for field, value in changed.items()}
+        data = {
+            field: {"from": _plain(before[field]), "to": _plain(value)} for field, value in changed.items()
+        }
         bump("version.updated", version.served_id, actor, reason, data)
     return version
 
@@ -83,7 +85,9 @@ def import_version(version: ModelVersion, *, actor: str, reason: str = "") -> Mo
         version.state_reason = ""
         version.progress = {"stage": "queued", "at": timezone.now().isoformat()}
         version.save(update_fields=["progress", "state_reason"])
-        revision = bump("version.fetching", version.served_id, actor, reason, {"source_uri": version.source_uri})
+        revision = bump(
+            "version.fetching", version.served_id, actor, reason, {"source_uri": version.source_uri}
+        )
         transaction.on_commit(lambda: _enqueue(version, revision, actor))
     return version
 
@@ -113,7 +117,9 @@ def archive_version(version: ModelVersion, *, actor: str, reason: str = "") -> M
     """Keep it for history, refuse to serve it; refused while an alias names it or a deployment serves it."""
     names = [str(alias) for alias in version.aliases.select_related("model")]
     if names:
-        raise Conflict(f"{version.served_id} is what {', '.join(names)} means; promote another version first.")
+        raise Conflict(
+            f"{version.served_id} is what {', '.join(names)} means; promote another version first."
+        )
     version_retiring.send(ModelVersion, version=version, actor=actor, reason=reason, deleting=False)
     transition(version, VersionState.ARCHIVED)
     bump("version.archived", version.served_id, actor, reason)
@@ -137,7 +143,9 @@ def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> No
         raise Conflict(f"{version.served_id} is being fetched; wait for the job to end.")
     names = [str(alias) for alias in version.aliases.select_related("model")]
     if names:
-        raise Conflict(f"{version.served_id} is what {', '.join(names)} means; promote another version first.")
+        raise Conflict(
+            f"{version.served_id} is what {', '.join(names)} means; promote another version first."
+        )
     version_retiring.send(ModelVersion, version=version, actor=actor, reason=reason, deleting=True)
     served_id, path = version.served_id, version.path
     try:
@@ -151,7 +159,7 @@ def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> No
 
 
 def transition(version: ModelVersion, to: str) -> None:
-    """Move the state by compare-and-set; Conflict when the table does not allow it or somebody moved it first."""
+    """Move the state by compare-and-set; Conflict if the table forbids it or somebody moved it first."""
     if to not in TRANSITIONS[version.state]:
         raise Conflict(f"{version.served_id} is {version.state}; from there it cannot become {to}.")
     moved = ModelVersion.objects.filter(pk=version.pk, state=version.state).update(state=to)

