@@ -53,6 +53,8 @@ class NodeAgent:
         """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead."""
         for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
             self._end(replica, ReplicaState.FAILED, "the node was restarted", superseded=True)
+        # A node that starts anew may well load what the one before it could not.
+        Replica.objects.filter(device__node=self.node, state=ReplicaState.FAILED).update(superseded=True)
 
     def tick(self) -> bool:
         """One comparison. True while something is loading, so that the caller looks again soon."""

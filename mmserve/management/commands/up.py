@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -42,6 +43,7 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: self.stopping.set())
         ensure_secret_key()
         self.check(fail_level=40)
+        self._lock_data_dir()
         self._refuse_taken_port()
         group = ProcessGroup(Path(settings.DATA_DIR) / "logs")
         try:
@@ -51,6 +53,14 @@ class Command(BaseCommand):
         finally:
             self.console.print("stopping …")
             group.stop()
+
+    def _lock_data_dir(self) -> None:
+        """Two platforms over one data directory would take each other's Redis away."""
+        self.lock = (Path(settings.DATA_DIR) / "up.lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CommandError(f"another `up` runs with the data directory {settings.DATA_DIR}") from error
 
     def _refuse_taken_port(self) -> None:
         with socket.socket() as probe:
