@@ -53,7 +53,11 @@ class DataCommand(BaseCommand):
         except MmserveError as error:
             self.stderr.write(error.message)
             sys.exit(exit_code(error))
-        if options["json"]:
+        self.render(data, as_json=options["json"])
+
+    def render(self, data: Mapping[str, Any] | list[Mapping[str, Any]], *, as_json: bool) -> None:
+        """Print data."""
+        if as_json:
             self.stdout.write(json.dumps(data, indent=2, default=str))
         elif isinstance(data, Mapping):
             self._print_fields(data)

@@ -73,7 +73,7 @@ class KeyAuthentication(authentication.BaseAuthentication):
 
 
 class HasManageScope(permissions.BasePermission):
-    """Keys with the scope ``manage`` and superusers' sessions; any key to read a view with ``infer_may_read``."""
+    """The scope ``manage``, or a superuser's session; to read a view with ``infer_may_read``, any key."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         if isinstance(request.auth, AccessKey):
@@ -87,10 +87,10 @@ class HasManageScope(permissions.BasePermission):
 class CachedAuthenticator:
     """Grants by digest, remembered per process; authenticates one event loop's requests.
 
-    A hit costs one SHA-512 and one dictionary look-up. Misses share one query a digest, and only ``max_pending``
-    may wait at once. On a new config revision :meth:`refresh` asks for all remembered keys in one query, so that
-    a revoked key is gone at once; while the database is away, what is remembered goes on working and the refresh
-    stays due.
+    A hit costs one SHA-512 and one dictionary look-up. Misses share one query a digest, and only
+    ``max_pending`` may wait at once. On a new config revision :meth:`refresh` asks for all remembered keys in
+    one query, so that a revoked key is gone at once; while the database is away, what is remembered goes on
+    working and the refresh stays due.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class CachedAuthenticator:
         return grant
 
     async def refresh(self, new_revision: int) -> None:
-        """Forget unknown keys, ask for the remembered ones anew; DatabaseError leaves them for the next try."""
+        """Forget unknown keys, ask for the known ones anew; DatabaseError leaves them for the next try."""
         self._unknown.clear()
         self._generation += 1
         generation, asked = self._generation, list(self._grants)

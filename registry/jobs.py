@@ -29,8 +29,8 @@ ACTOR = "ops worker"
 def import_version(version_id: int) -> str:
     """Bring the version's files and make it ready; returns the state that it is left in.
 
-    Run twice, it does nothing the second time; run at once with another, it leaves the work to the other. After
-    a crash it starts over. A failure leaves the version failed, with the reason, and raises.
+    Run twice, it does nothing the second time; run at once with another, it leaves the work to the other.
+    After a crash it starts over. A failure leaves the version failed, with the reason, and raises.
     """
     with _alone(version_id) as alone:
         version = ModelVersion.objects.select_related("model").filter(pk=version_id).first()

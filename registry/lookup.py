@@ -32,7 +32,7 @@ def find_label(model: Model, label: str) -> ModelVersion | Alias:
         alias = model.aliases.select_related("model", "version__model").filter(name=label).first()
         if alias is not None:
             return alias
-    known = [*model.versions.values_list("version", flat=True), *model.aliases.values_list("name", flat=True)]
+    known = [row.version for row in model.versions.all()] + [row.name for row in model.aliases.all()]
     raise ModelNotFound(
         f"{model.name} has no version or alias {label[:100]!r}; it has {', '.join(known[:20]) or 'none yet'}.",
         param="model",

@@ -111,7 +111,7 @@ class ModelVersion(models.Model):
         changed = [name for name in FROZEN_FIELDS if stored[name] != getattr(self, name)]
         if changed:
             raise Conflict(
-                f"{self.served_id} is published: its {', '.join(changed)} cannot change; register another version",
+                f"{self.served_id} is published: its {', '.join(changed)} cannot change; make a new version",
                 param=changed[0],
             )
 

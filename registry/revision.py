@@ -1,4 +1,4 @@
-"""The configuration's revision: a monotonic number, bumped in one transaction with the event that explains it."""
+"""The configuration's revision: a monotonic number, bumped together with the event that explains it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from registry.models import ConfigRevision, Event
 
 ROW = 1
 
-# Sent once a change is committed, with ``revision``, ``kind`` and ``subject``. A receiver that fails is logged
-# by Django and harms nobody: whoever misses the push finds the new number at its next poll.
+# Sent once a change is committed, with ``revision``, ``kind`` and ``subject``. A receiver that fails is
+# logged by Django and harms nobody: whoever misses the push finds the new number at its next poll.
 configuration_changed = Signal()
 
 

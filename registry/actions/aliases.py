@@ -26,8 +26,8 @@ def promote(
 ) -> Alias:
     """Move an alias (the default one, if none is named) to a ready version.
 
-    ``expected_revision`` is the alias's revision that the caller saw (0: none yet); a loser gets Conflict with
-    who moved it where. The first alias of a model becomes its default.
+    ``expected_revision`` is the alias's revision that the caller saw (0: none yet); a loser gets Conflict
+    with who moved it where. The first alias of a model becomes its default.
     """
     if version.state != VersionState.READY:
         raise Conflict(f"{version.served_id} is {version.state}; only a ready version can be promoted.")
