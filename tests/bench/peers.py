@@ -9,11 +9,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
+from tests.bench.processes import ROOT
 from tests.bench.report import say
 
-ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".venv-peers"
 PYTHON = HOME / "bin" / "python"
 

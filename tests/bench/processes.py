@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.peers import ROOT
 from tests.bench.report import say
 
+ROOT = Path(__file__).resolve().parents[2]
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 _POLL_S = 0.02
@@ -62,10 +62,10 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 @contextmanager
 def running(
-    command: list[str | Path], log: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a process group of its own; the whole group is gone on leaving."""
-    say(f"starting {' '.join(Path(str(part)).name if '/' in str(part) else str(part) for part in command[:4])} …")
+    say(f"starting {' '.join(Path(part).name for part in command[:4])} …")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

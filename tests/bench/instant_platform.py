@@ -1,0 +1,60 @@
+"""mmserve with an engine that answers at once: its real Redis, gateway and engine worker, without a node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_urlsafe
+
+from mmserve.embedded_redis import command as redis_command
+from tests.bench.completion import first_token_at
+from tests.bench.instant_rows import MODEL
+from tests.bench.load import Target
+from tests.bench.platform import environment
+from tests.bench.processes import ROOT, ServerFailed, free_port, running, status_of, wait_until
+
+
+@dataclass(frozen=True, slots=True)
+class InstantPlatform:
+    """Where it listens, and the gateway's process."""
+
+    target: Target
+    gateway_pid: int
+
+
+@contextmanager
+def instant_platform(work: Path) -> Iterator[InstantPlatform]:
+    """Key, routing table, admission, queue and reply channel are all the real ones."""
+    port = free_port()
+    data = work / "instant"
+    data.mkdir()
+    socket = data / "redis.sock"
+    env = environment(data, port) | {"REDIS_URL": f"unix://{socket}", "DJANGO_SECRET_KEY": token_urlsafe(64)}
+    redis_log, gateway_log, engine_log = (data / f"{name}.log" for name in ("redis", "gateway", "engine"))
+    with running(redis_command(socket, data), redis_log) as redis:
+        wait_until(socket.exists, redis, redis_log)
+        _python(["manage.py", "migrate", "--verbosity", "0"], env)
+        rows = json.loads(_python(["-m", "tests.bench.instant_rows"], env).splitlines()[-1])
+        target = Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=rows["api_key"])
+        engine = [sys.executable, "-m", "tests.bench.instant_engine", rows["deployment"], env["REDIS_URL"]]
+        daphne = [Path(sys.executable).with_name("daphne"), "-b", "127.0.0.1", "-p", str(port)]
+        daphne += ["--no-server-name", "-v", "0", "mmserve.asgi:application"]
+        with running(daphne, gateway_log, env) as gateway, running(engine, engine_log, env):
+            wait_until(lambda: status_of(port, "/readyz") == 200, gateway, gateway_log)
+            first_token_at(target)
+            yield InstantPlatform(target, gateway.pid)
+
+
+def _python(arguments: list[str], env: dict[str, str]) -> str:
+    """Run Python to its end with the platform's environment; its stdout."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ServerFailed(f"python {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout

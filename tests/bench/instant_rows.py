@@ -1,0 +1,46 @@
+"""The rows of a platform whose one model is served by the instant engine; prints its credentials as JSON.
+
+``python -m tests.bench.instant_rows`` with the platform's environment, after ``manage.py migrate``. No node runs in
+that platform, so the deployment's wish for a replica is written down without the question whether it would fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import django
+
+MODEL = "instant"
+ACTOR = "benchmark"
+
+
+def create() -> dict[str, str]:
+    """Model, ready version, default alias and deployment; the first start's credentials and the deployment's name."""
+    from django.conf import settings
+
+    from inference.actions import ensure_deployment
+    from inference.models import Deployment
+    from mmserve.first_start import ensure_credentials
+    from registry.actions import promote, register_model, register_version
+    from registry.actions.versions import finish_import, transition
+    from registry.models import VersionState
+    from tests.bench.instant_engine import CONTEXT_TOKENS
+
+    model = register_model(MODEL, actor=ACTOR)
+    source = (Path(settings.DATA_DIR) / MODEL).as_uri()
+    version = register_version(model, "1", source, actor=ACTOR, capabilities=["chat", "completion"])
+    transition(version, VersionState.FETCHING)
+    version.facts = {"context_length": CONTEXT_TOKENS}
+    finish_import(version, actor=ACTOR)
+    promote(version, actor=ACTOR)
+    deployment = ensure_deployment(version, actor=ACTOR)
+    Deployment.objects.filter(pk=deployment.pk).update(replicas=1)
+    return {**ensure_credentials(), "deployment": deployment.name}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mmserve.settings")
+    django.setup()
+    print(json.dumps(create()))
