@@ -21,7 +21,9 @@ def first_token_at(target: Target) -> float:
         if isinstance(found, float):
             return found
         if time.perf_counter() > give_up:
-            raise ServerFailed(f"{target.url} gave no token of {target.model} in time; its last answer: {found}")
+            raise ServerFailed(
+                f"{target.url} gave no token of {target.model} in time; its last answer: {found}"
+            )
         time.sleep(_RETRY_S)
 
 

@@ -36,7 +36,9 @@ def _event(data: str) -> bytes:
 def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return _event(
-        json.dumps(_ENVELOPE | {"object": "chat.completion.chunk", "choices": [choice]}, separators=(",", ":"))
+        json.dumps(
+            _ENVELOPE | {"object": "chat.completion.chunk", "choices": [choice]}, separators=(",", ":")
+        )
     )
 
 

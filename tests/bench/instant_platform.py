@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +32,7 @@ class InstantPlatform:
 def instant_platform(work: Path) -> Iterator[InstantPlatform]:
     """Key, routing table, admission, queue and reply channel are all the real ones."""
     port = free_port()
-    data = work / "instant"
-    data.mkdir()
+    data = Path(tempfile.mkdtemp(prefix="instant-", dir=work))
     socket = data / "redis.sock"
     env = environment(data, port) | {"REDIS_URL": f"unix://{socket}", "DJANGO_SECRET_KEY": token_urlsafe(64)}
     redis_log, gateway_log, engine_log = (data / f"{name}.log" for name in ("redis", "gateway", "engine"))

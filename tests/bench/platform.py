@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.load import Target
-from tests.bench.processes import ROOT, START_DEADLINE_S, ServerFailed, free_port, running, status_of, wait_until
+from tests.bench.processes import (
+    ROOT,
+    START_DEADLINE_S,
+    ServerFailed,
+    free_port,
+    running,
+    status_of,
+    wait_until,
+)
 from tests.bench.report import say
 
 MODEL, VERSION = "smollm2-135m-instruct", "1"
@@ -55,7 +63,9 @@ def environment(data: Path, port: int) -> dict[str, str]:
         "MMSERVE_CACHE_DIR": str(CACHE),
         "MMSERVE_LOG_LEVEL": "WARNING",
     }
-    inherited = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")
+    }
     return inherited | settings
 
 

@@ -56,7 +56,13 @@ def vllm_router(behind: Target, work: Path) -> Iterator[Target]:
     peers.need(peers.VLLM_ROUTER)
     port = free_port()
     log = work / "vllm-router.log"
-    command: list[str | Path] = [peers.HOME / "bin" / "vllm-router", "--host", "127.0.0.1", "--port", str(port)]
+    command: list[str | Path] = [
+        peers.HOME / "bin" / "vllm-router",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--worker-urls", behind.url, "--policy", "round_robin", "--log-level", "error"]
     command += ["--prometheus-port", str(free_port())]
     with running(command, log) as process:

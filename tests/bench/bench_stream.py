@@ -1,0 +1,85 @@
+"""Streamed tokens/s and time to the first token through the whole platform, against bare ``vllm serve``."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from tests.bench.bare_vllm import PEER, bare_vllm
+from tests.bench.completion import first_token_at
+from tests.bench.load import LoadFailed, Target, generate, run
+from tests.bench.platform import whole_platform
+from tests.bench.report import Figure, emit, say
+from tests.bench.setting import Setting
+
+STREAMS = (1, 8, 32)
+TOKENS = 64
+ROUNDS, QUICK_ROUNDS = 5, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Medians over the rounds."""
+
+    tokens_per_s: float
+    ttft_p50_s: float
+
+
+def measure(target: Target, streams: int, rounds: int) -> Measured:
+    """Bursts of ``streams`` different prompts at once, the first burst as warm-up."""
+    results = []
+    for number in range(rounds + 1):
+        requests = [
+            target.request(
+                f"Story {number}-{streams}-{index}: tell me a long story about {index + 2} foxes and a river.",
+                stream=True,
+                max_tokens=TOKENS,
+                temperature=0,
+                ignore_eos=True,
+            )
+            for index in range(streams)
+        ]
+        result = run(generate(target.url, iter(requests), stream=True, connections=streams, total=streams))
+        if any(answer.tokens != TOKENS for answer in result.answers):
+            raise LoadFailed(f"{target.url} made other than {TOKENS} tokens")
+        results.append(result)
+    measured = Measured(
+        statistics.median(result.tokens_per_s for result in results[1:]),
+        statistics.median(result.ttft_p50_s for result in results[1:]),
+    )
+    say(
+        f"  {streams} streams: {measured.tokens_per_s:.0f} tokens/s, TTFT p50 {measured.ttft_p50_s * 1e3:.0f} ms"
+    )
+    return measured
+
+
+def bench(setting: Setting) -> None:
+    """One server after the other, the same load on both."""
+    rounds = QUICK_ROUNDS if setting.quick else ROUNDS
+    with whole_platform(setting.work) as platform:
+        platform.load()
+        first_token_at(platform.target)
+        ours = [measure(platform.target, streams, rounds) for streams in STREAMS]
+        platform.unload()
+    with bare_vllm(platform.model_path, setting.work) as bare:
+        first_token_at(bare)
+        theirs = [measure(bare, streams, rounds) for streams in STREAMS]
+    for streams, our, their in zip(STREAMS, ours, theirs, strict=True):
+        emit(
+            Figure(
+                name=f"stream_tokens_{streams}",
+                value=our.tokens_per_s,
+                unit="tokens/s",
+                peer=PEER,
+                peer_value=their.tokens_per_s,
+            )
+        )
+        emit(
+            Figure(
+                name=f"stream_ttft_p50_{streams}",
+                value=our.ttft_p50_s * 1e3,
+                unit="ms",
+                peer=PEER,
+                peer_value=their.ttft_p50_s * 1e3,
+            )
+        )

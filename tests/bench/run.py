@@ -1,0 +1,56 @@
+"""``make bench``: every benchmark, as JSON lines on stdout and progress on stderr.
+
+A line is ``{"name","value","unit","peer","peer_value","ratio"}``, and ``note`` where something has to be said. ``ratio``
+is always ours over the peer's: for a rate more is better, for a time (``ms``, ``s``) less. A benchmark that fails gives
+a line without a value that says why, and the exit code 1;
+the servers' logs are kept then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import bench_gateway, bench_memory, bench_start, bench_stream
+from tests.bench.load import LoadFailed
+from tests.bench.peers import PeerMissing
+from tests.bench.processes import ServerFailed
+from tests.bench.report import Figure, emit, say
+from tests.bench.setting import Setting
+
+BENCHES: dict[str, Callable[[Setting], None]] = {
+    "stream": bench_stream.bench,
+    "start": bench_start.bench,
+    "gateway": bench_gateway.bench,
+    "memory": bench_memory.bench,
+}
+
+
+def main() -> int:
+    """Run what was asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.run", description=__doc__)
+    parser.add_argument("--only", choices=BENCHES, action="append", help="run this one; may be given again")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, for a first look")
+    arguments = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="mmserve-bench-"))
+    failed = []
+    for name in arguments.only or BENCHES:
+        say(f"bench {name}")
+        try:
+            BENCHES[name](Setting(work=work, quick=arguments.quick))
+        except (ServerFailed, LoadFailed, PeerMissing) as problem:
+            emit(Figure(name=name, value=None, unit="", note=f"failed: {problem}"))
+            failed.append(name)
+    if failed:
+        say(f"{', '.join(failed)} failed; the logs are in {work}")
+        return 1
+    shutil.rmtree(work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
