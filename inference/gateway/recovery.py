@@ -13,6 +13,7 @@ from inference.gateway.controls import Controls
 from inference.gateway.flight import IDLE, RESTARTED, Flight
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
+from inference.gateway.tasks import cancel_all
 from inference.protocol import DONE
 from mmserve.errors import DeadlineExceeded, EngineLost, Unavailable
 
@@ -44,9 +45,7 @@ class Recovery:
                 await asyncio.sleep(SWEEP_S)
                 self.sweep(time.monotonic())
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await cancel_all(self._tasks)
 
     def sweep(self, now: float) -> None:
         """Look at every request in flight once."""

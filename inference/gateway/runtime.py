@@ -21,6 +21,7 @@ from inference.gateway.live import LiveState
 from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.table_watch import TableWatch
+from inference.gateway.tasks import cancel_all
 from inference.protocol import GATEWAYS, HEARTBEAT_S, gateway_key
 from mmserve.errors import Unavailable
 from routing.core.table import RoutingTable
@@ -125,9 +126,7 @@ class GatewayRuntime:
                     await self.redis.delete(gateway_key(self._channel))
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("could not say good-bye to Redis: %s", error)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         self._tasks.clear()
         await self._later.drain()
         await self.redis.aclose()

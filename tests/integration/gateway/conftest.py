@@ -13,6 +13,7 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.http import HotPath
 from inference.gateway.runtime import GatewayRuntime
+from inference.gateway.websocket import SocketApp
 from mmserve.errors import AuthenticationFailed
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.client import Client
@@ -80,7 +81,10 @@ class Gateway:
             table_source=self._table,
             revision_source=self._revision,
         )
+        self.socket_app = SocketApp(lambda: self.runtime)
         self.client = Client(HotPath(lambda: self.runtime), KEY)
+
+    table_with = staticmethod(table)
 
     async def _table(self) -> RoutingTable:
         return self.table

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from inference.gateway.tasks import cancel_all
 from inference.protocol import (
     ACCEPTED,
     DELTA,
@@ -104,10 +105,7 @@ class FakeEngine:
 
     async def kill(self) -> None:
         """Stop dead: no event, no beat, no good-bye."""
-        tasks = [*self._tasks, *self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all([*self._tasks, *self._running.values()])
         self._tasks.clear()
 
     async def say_lost(self) -> None:
