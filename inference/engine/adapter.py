@@ -122,7 +122,7 @@ class VllmEngine:
         return bool(self._answers or self._ready_made)
 
     def kv_usage(self) -> float:
-        """From token counts, the same for both kinds of engine; a shared prefix counts for each that shares."""
+        """From token counts, for both kinds of engine; a shared prefix counts for each that shares it."""
         return min(1.0, sum(self._kv_in_use.values()) / self._kv_tokens)
 
     def close(self) -> None:

@@ -34,6 +34,11 @@ def deployment_queues(deployment: str) -> list[str]:
     return [queue_name(deployment, priority) for priority in PRIORITIES]
 
 
+def worker_name(replica: str, pid: int) -> str:
+    """RQ name of the worker that serves a replica."""
+    return f"{replica}-{pid}"
+
+
 def queue_key(queue: str) -> str:
     return f"rq:queue:{queue}"
 

@@ -29,6 +29,7 @@ from inference.engine.failures import as_error, describe, error_payload
 from inference.engine.intake import NOTHING_USED, usage_payload
 from inference.engine.messages import Abort, Command, Drain, Ended, IoLost, Outcome, Report, Start
 from inference.engine.pulse import WORKER_TTL_S
+from inference.engine.release import release_abandoned
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest
 from mmserve.errors import DeadlineExceeded, EngineLost, MmserveError
 
@@ -73,7 +74,7 @@ class EngineWorker(rq.Worker):
     ) -> None:
         super().__init__(
             rqkeys.deployment_queues(deployment),
-            name=f"{replica}-{os.getpid()}",
+            name=rqkeys.worker_name(replica, os.getpid()),
             connection=redis.Redis.from_url(redis_url),
             worker_ttl=WORKER_TTL_S - 60,
             serializer=JSONSerializer,
@@ -103,6 +104,7 @@ class EngineWorker(rq.Worker):
         self._install_signal_handlers()
         self._courier.start()
         self._engine = self._open_engine(self._tell_stage)
+        release_abandoned(self.connection, self.queue_names())
         self.register_birth()  # type: ignore[no-untyped-call]
         self.set_state(WorkerStatus.IDLE)
         self._record = {key: str(value) for key, value in self.serialize().items()}

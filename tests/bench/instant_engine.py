@@ -1,4 +1,4 @@
-"""An engine that answers at once, for measuring everything around it. Lives with the benchmarks and tests only."""
+"""An engine that answers at once, to measure everything around it. Lives with benchmarks and tests only."""
 
 from __future__ import annotations
 
