@@ -43,7 +43,9 @@ class DemoFollower:
             try:
                 close_old_connections()
                 # In the order of registration: the model of the printed curl comes first.
-                for version in ModelVersion.objects.select_related("model").filter(pk__in=waiting).order_by("pk"):
+                for version in (
+                    ModelVersion.objects.select_related("model").filter(pk__in=waiting).order_by("pk")
+                ):
                     if self._step(version):
                         waiting.discard(version.pk)
             except DatabaseError as error:

@@ -73,7 +73,9 @@ class ProcessGroup:
                 child.failures += 1
                 wait = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (child.failures - 1))
                 child.retry_at = now + wait
-                log.error("%s ended with %s (see %s.log); again in %.1f s", child.name, code, child.name, wait)
+                log.error(
+                    "%s ended with %s (see %s.log); again in %.1f s", child.name, code, child.name, wait
+                )
             elif now >= child.retry_at:
                 child.retry_at = 0.0
                 self.start(child)

@@ -22,10 +22,10 @@ import pytest  # noqa: E402
 import redis  # noqa: E402
 
 
-def start_redis(socket: Path) -> subprocess.Popen[bytes]:
+def start_redis(socket: Path, *options: str) -> subprocess.Popen[bytes]:
     """A real Redis server on a unix socket, gone with this process's end by its caller."""
     process = subprocess.Popen(
-        ["redis-server", "--unixsocket", str(socket), "--port", "0", "--save", "", "--dir", str(socket.parent)],
+        ["redis-server", "--unixsocket", str(socket), "--port", "0", "--save", "", "--dir", str(socket.parent), *options],
         stdout=subprocess.DEVNULL,
     )
     client = redis.Redis(unix_socket_path=str(socket))

@@ -85,13 +85,17 @@ class Command(BaseCommand):
         group.start(Child("node", [*manage, "node"], grace_s=45.0))
         group.start(Child("ops", [*manage, "rqworker", "ops"]))
         bind = ["-b", settings.HOST, "-p", str(settings.PORT)]
-        group.start(Child("gateway", [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"]))
+        group.start(
+            Child("gateway", [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"])
+        )
         self._wait_for_gateway(group, credentials["url"])
         self._banner(credentials)
         if demo:
             from mmserve.demo import DemoFollower
 
-            follower = DemoFollower(self.console, self.stopping, on_ready=lambda name: self._curl(credentials, name))
+            follower = DemoFollower(
+                self.console, self.stopping, on_ready=lambda name: self._curl(credentials, name)
+            )
             threading.Thread(target=follower.run, name="demo", daemon=True).start()
 
     def _wait_for_redis(self) -> None:
@@ -103,7 +107,9 @@ class Command(BaseCommand):
                 return
             except redis.RedisError as error:
                 if time.monotonic() > until or self.stopping.wait(0.05):
-                    raise CommandError(f"Redis at {settings.REDIS_URL.split('@')[-1]} does not answer: {error}") from error
+                    raise CommandError(
+                        f"Redis at {settings.REDIS_URL.split('@')[-1]} does not answer: {error}"
+                    ) from error
 
     def _wait_for_gateway(self, group: ProcessGroup, url: str) -> None:
         until = time.monotonic() + START_TIMEOUT_S
@@ -114,7 +120,9 @@ class Command(BaseCommand):
             except (urllib.error.URLError, OSError) as error:
                 group.poll()
                 if time.monotonic() > until or self.stopping.wait(0.1):
-                    raise CommandError(f"the gateway did not get ready: {error}; see logs/gateway.log") from error
+                    raise CommandError(
+                        f"the gateway did not get ready: {error}; see logs/gateway.log"
+                    ) from error
 
     def _banner(self, credentials: Credentials) -> None:
         self.stdout.write(
@@ -141,7 +149,7 @@ class Command(BaseCommand):
                     f"curl -N {credentials['url']}/v1/chat/completions \\",
                     f"  -H 'Authorization: Bearer {credentials['api_key']}' \\",
                     "  -H 'Content-Type: application/json' \\",
-                    f"  -d '{{\"model\": \"{model}\", \"stream\": true, \"max_tokens\": 60,",
+                    f'  -d \'{{"model": "{model}", "stream": true, "max_tokens": 60,',
                     '       "messages": [{"role": "user", "content": "What is the capital of France?"}]}\'',
                     "",
                 ]
