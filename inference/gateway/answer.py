@@ -21,7 +21,7 @@ class Answer:
         """Begin again: another engine makes the whole answer anew."""
         choices = range(self._plan.choices)
         self._texts: list[list[str]] = [[] for _ in choices]
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in choices]
+        self._logprobs: list[list[dict[str, Any] | None]] = [[] for _ in choices]
         self._finish_reasons: list[str | None] = [None for _ in choices]
 
     def delta(self, event: Event) -> None:
@@ -59,9 +59,10 @@ class Answer:
         }
 
     def _completion_choice(self, index: int) -> dict[str, Any]:
+        text = "".join(self._texts[index])
         return {
             "index": index,
-            "text": "".join(self._texts[index]),
-            "logprobs": completion_logprobs(self._logprobs[index]) if self._plan.want_logprobs else None,
+            "text": text,
+            "logprobs": completion_logprobs(self._logprobs[index], text) if self._plan.want_logprobs else None,
             "finish_reason": self._finish_reasons[index] or "stop",
         }

@@ -124,12 +124,9 @@ class Chunks:
         return chunks
 
     def _completion_delta(self, index: int, text: str, logprobs: Any, finish_reason: str | None) -> bytes:
-        found = None
-        if logprobs is not None:
-            found = completion_logprobs(logprobs, self._offsets.get(index, 0))
-            self._offsets[index] = self._offsets.get(index, 0) + sum(
-                len(entry["token"]) for entry in logprobs
-            )
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(text)
+        found = completion_logprobs(logprobs, text, offset)
         return self._chunk(
             b'"choices":[{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}]'
             % (index, encode(text), encode(found), encode(finish_reason))

@@ -27,11 +27,37 @@ class Flight:
     """Owned by the event loop; the hub adds events, the answering coroutine takes them."""
 
     __slots__ = (
-        "_waiter", "attempt", "begun_at", "cached_tokens", "completion_tokens", "deadline_at", "delivered", "deployment",
-        "finished_choices", "first_token_at", "grant", "heard_at", "idle_after_s", "inquiries", "job_id", "missing",
-        "next_seq", "over", "pending", "plan", "probe_at", "prompt_tokens", "queued_s", "recovering", "replica",
-        "request", "resumed_tokens", "safe_tokens", "sent_at", "tokens", "unknown_to",
-    )  # fmt: skip
+        "_echoed",
+        "_waiter",
+        "attempt",
+        "begun_at",
+        "cached_tokens",
+        "completion_tokens",
+        "deadline_at",
+        "delivered",
+        "deployment",
+        "finished_choices",
+        "first_token_at",
+        "grant",
+        "heard_at",
+        "idle_after_s",
+        "inquiries",
+        "job_id",
+        "missing",
+        "next_seq",
+        "over",
+        "pending",
+        "plan",
+        "probe_at",
+        "prompt_tokens",
+        "queued_s",
+        "recovering",
+        "replica",
+        "request",
+        "sent_at",
+        "tokens",
+        "unknown_to",
+    )
 
     def __init__(
         self,
@@ -58,8 +84,8 @@ class Flight:
         self.over = False
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.queued_s = 0.0
-        self.tokens: list[int] = []
-        self.resumed_tokens = 0
+        self.tokens: list[int] = []  # of the answer, all choices
+        self._echoed: set[int] = set()
         self._waiter: asyncio.Future[None] | None = None
         self.begin_attempt()
 
@@ -75,8 +101,15 @@ class Flight:
         self.missing = False
         self.unknown_to: set[str] = set()
         self.finished_choices = 0
-        self.safe_tokens = len(self.tokens)
         self.recovering = False
+
+    def forget_answer(self) -> None:
+        """Nothing of the present attempt counts: the answer is made anew."""
+        self.tokens.clear()
+        self._echoed.clear()
+        self.first_token_at = None
+        self.pending = []
+        self.push([self.job_id, -1, RESTARTED])
 
     @property
     def queue(self) -> str:
@@ -94,17 +127,17 @@ class Flight:
         self.heard_at = now
         kind = event[2]
         if kind == DELTA:
-            if self.first_token_at is None:
-                self.first_token_at = now
-            self.tokens.extend(event[5])
-            if event[4]:
-                self.safe_tokens = len(self.tokens)
+            if self.request.echo and event[3] not in self._echoed:
+                self._echoed.add(event[3])  # the prompt's own text and tokens
+            else:
+                if self.first_token_at is None:
+                    self.first_token_at = now
+                self.tokens.extend(event[5])
             if event[7] is not None:
                 self.finished_choices += 1
         elif kind == ACCEPTED:
             self.replica = replica
-            if self.attempt == 1 or not self.prompt_tokens:
-                self.prompt_tokens = sum(event[4])
+            self.prompt_tokens = sum(event[4])
         elif kind == DONE:
             self._note_usage(event[3])
         elif kind == ERROR:
@@ -137,35 +170,29 @@ class Flight:
 
     def _note_usage(self, usage: dict[str, Any]) -> None:
         self.prompt_tokens = self.prompt_tokens or usage["prompt_tokens"]
-        self.completion_tokens = self.resumed_tokens + usage["completion_tokens"]
+        self.completion_tokens = usage["completion_tokens"]
         self.cached_tokens = usage.get("cached_tokens", 0)
         self.queued_s = usage.get("queued_s", 0.0)
 
     def continuation(self) -> GenerateRequest | None:
         """The request for the rest of a text whose beginning the client has; None where it could differ.
 
-        A seeded sampler starts anew in another engine; stop strings and penalties look back at text that would then
-        be the prompt; a choice among many and structured output have state beyond the tokens.
+        A seeded sampler starts anew in another engine, penalties and bad words look at what is then the prompt,
+        and structured output and a choice among many have state beyond the tokens.
         """
         sampling = self.request.sampling
         exact = (
             self.plan.choices == 1
             and not self.plan.want_logprobs
             and sampling.seed is None
-            and not sampling.stop
             and not sampling.bad_words
             and sampling.presence_penalty == 0.0
             and sampling.frequency_penalty == 0.0
             and sampling.repetition_penalty == 1.0
             and not (sampling.json_schema or sampling.json_object or sampling.regex or sampling.choice)
             and not sampling.grammar
-            and not self.request.echo
         )
-        if not exact:
-            return None
-        # A token whose text has not come out yet may be half a character: it is made again.
-        self.tokens = self.tokens[: self.safe_tokens]
-        return msgspec.structs.replace(self.request, resume_token_ids=list(self.tokens))
+        return msgspec.structs.replace(self.request, resume_token_ids=list(self.tokens)) if exact else None
 
 
 def merged(events: list[Event]) -> list[Event]:

@@ -26,25 +26,27 @@ def chat_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None
     }
 
 
-def completion_logprobs(entries: list[dict[str, Any]] | None, offset: int = 0) -> dict[str, Any] | None:
+def completion_logprobs(
+    entries: list[dict[str, Any] | None] | None, text: str, offset: int = 0
+) -> dict[str, Any] | None:
     """``logprobs`` of a completion choice: parallel lists; ``offset`` is where the first token's text begins.
 
-    The first token of an echoed prompt has no probability: null, and null for its alternatives.
+    The first token of an echoed prompt has no probability (its entry is None): its text is what ``text`` has before
+    the others, its probability null.
     """
     if entries is None:
         return None
-    offsets = []
+    others = sum(len(entry["token"]) for entry in entries if entry is not None)
+    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for entry in entries:
-        offsets.append(offset)
-        offset += len(entry["token"])
-    return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [
+        token = text[: max(0, len(text) - others)] if entry is None else entry["token"]
+        found["tokens"].append(token)
+        found["token_logprobs"].append(None if entry is None else entry["logprob"])
+        found["top_logprobs"].append(
             None
-            if entry["logprob"] is None
-            else {entry["token"]: entry["logprob"], **{top["token"]: top["logprob"] for top in entry["top"]}}
-            for entry in entries
-        ],
-        "text_offset": offsets,
-    }
+            if entry is None
+            else {entry["token"]: entry["logprob"]} | {top["token"]: top["logprob"] for top in entry["top"]}
+        )
+        found["text_offset"].append(offset)
+        offset += len(token)
+    return found

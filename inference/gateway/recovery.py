@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
-from inference.gateway.flight import IDLE, RESTARTED, Flight
+from inference.gateway.flight import IDLE, Flight
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
 from inference.gateway.tasks import cancel_all
@@ -120,7 +120,7 @@ class Recovery:
         if flight.finished_choices == flight.plan.choices:  # only the engine's closing word was lost
             usage = {
                 "prompt_tokens": flight.prompt_tokens,
-                "completion_tokens": len(flight.tokens) - flight.resumed_tokens,
+                "completion_tokens": len(flight.tokens),
             }
             flight.take([flight.job_id, flight.next_seq, DONE, usage], flight.replica or "", time.monotonic())
             return
@@ -138,13 +138,8 @@ class Recovery:
                 )
                 return
             request = continued
-            flight.resumed_tokens = len(flight.tokens)
         else:
-            flight.tokens.clear()
-            flight.resumed_tokens = 0
-            flight.first_token_at = None
-            flight.pending = []
-            flight.push([flight.job_id, -1, RESTARTED])
+            flight.forget_answer()
         log.warning("request %s is enqueued again: %s", request.request_id, why)
         replaced = flight.job_id
         self._hub.remove(flight)

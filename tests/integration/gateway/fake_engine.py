@@ -40,7 +40,7 @@ def words(*texts: str) -> Script:
             for at, text in enumerate(texts[done:], start=done):
                 finish = "stop" if at == len(texts) - 1 else None
                 yield [DELTA, index, text, [at], None, finish, None]
-        yield [DONE, usage(3, (len(texts) - done) * choices)]
+        yield [DONE, usage(3, len(texts) * choices)]
 
     return script
 
