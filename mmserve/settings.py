@@ -143,7 +143,9 @@ CHANNEL_LAYERS = {
     }
 }
 
-RQ_QUEUES = {"ops": {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 3600, "SERIALIZER": "rq.serializers.JSONSerializer"}}
+RQ_QUEUES = {
+    "ops": {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 3600, "SERIALIZER": "rq.serializers.JSONSerializer"}
+}
 RQ = {
     # Redis is no code channel: only functions named in a table run.
     "JOB_CLASS": "mmserve.ops.TabledJob",
@@ -153,7 +155,10 @@ RQ = {
 OPS_JOBS = frozenset({"registry.jobs.import_version"})
 
 STORAGES = {
-    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": DATA_DIR / "files"}},
+    "default": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": DATA_DIR / "files"},
+    },
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
 STATIC_URL = "/static/"
@@ -165,6 +170,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 LOGIN_URL = "/admin/login/"
+LOGIN_REDIRECT_URL = "/admin/"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("MMSERVE_SECURE_COOKIES", default=False)
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -210,8 +216,13 @@ USE_I18N = False
 UNFOLD = {
     "SITE_TITLE": "mmserve",
     "SITE_HEADER": "mmserve",
+    "SITE_SUBHEADER": "many models, one server",
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
+    "SHOW_BACK_BUTTON": True,
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "mmserve.navigation.favicon"}],
+    "DASHBOARD_CALLBACK": "mmserve.dashboard.dashboard",
+    "SIDEBAR": {"show_search": True, "navigation": "mmserve.navigation.navigation"},
 }
 
 LOGGING = {

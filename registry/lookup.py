@@ -34,7 +34,7 @@ def find_label(model: Model, label: str) -> ModelVersion | Alias:
             return alias
     known = [row.version for row in model.versions.all()] + [row.name for row in model.aliases.all()]
     raise ModelNotFound(
-        f"{model.name} has no version or alias {label[:100]!r}; it has {', '.join(known[:20]) or 'none yet'}.",
+        f"{model.name} has no version or alias {label[:100]!r}; it has {', '.join(known[:20]) or 'none'}.",
         param="model",
     )
 

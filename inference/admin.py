@@ -1,0 +1,341 @@
+"""Admin pages of what serves: deployments, replicas, nodes; and load and unload on a version's page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Prefetch, Q, Sum
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+
+from inference import actions
+from inference.beats import read_beats
+from inference.memory import NODE_LOST_AFTER_S
+from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
+from inference.protocol import ReplicaBeat
+from inference.status import Status, statuses
+from registry.admin import VersionPage
+from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline
+from registry.admin_parts import bar, facts_table, in_bytes, in_utc, log_text
+from registry.models import ModelVersion
+
+NEARLY_FULL_PERCENT = 90
+
+
+class LoadUnload(ActionAdmin):
+    """Status, load and unload, for pages of rows that have or are a version."""
+
+    def version_of(self, row: Any) -> ModelVersion:
+        """The version that a row of this page is about."""
+        raise NotImplementedError
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The statuses of the whole page at once."""
+        changelist = super().get_changelist_instance(request)
+        found = statuses(self.version_of(row) for row in changelist.result_list)
+        for row in changelist.result_list:
+            row.found_status = found[self.version_of(row).pk]
+        return changelist
+
+    @display(description="Status", label=STATE_LABELS)
+    def status(self, obj: Deployment) -> str:
+        return self.found_status(obj).status
+
+    @display(description="Reason")
+    def status_reason(self, obj: Deployment) -> str:
+        found = self.found_status(obj)
+        return found.reason or found.stage or "–"
+
+    def found_status(self, obj: Any) -> Status:
+        """The list's status of this row, or the row's own on its page."""
+        if not hasattr(obj, "found_status"):
+            version = self.version_of(obj)
+            obj.found_status = statuses([version])[version.pk]
+        return obj.found_status
+
+    @action(description="Load", icon="play_arrow", permissions=["change"])
+    def load(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, **why: actions.load(self.version_of(row), **why),
+            title="Load {row}?",
+            explanation="A node starts an engine for it, if its memory fits.",
+            button="Load",
+            done="{row} is being loaded.",
+        )
+
+    @action(description="Unload", icon="stop", permissions=["change"])
+    def unload(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, **why: actions.unload(self.version_of(row), **why),
+            title="Unload {row}?",
+            explanation="Running requests finish first; new ones are refused from now on.",
+            button="Unload",
+            done="{row} is being unloaded.",
+            danger=True,
+        )
+
+
+admin.site.unregister(ModelVersion)
+
+
+@admin.register(ModelVersion)
+class ServedVersionPage(LoadUnload, VersionPage):
+    """A version's page with what the registry cannot know: whether it serves."""
+
+    list_display = ("served_id", "state_label", "status", *VersionPage.list_display[2:])
+    actions_detail = ("load", "unload", *VersionPage.actions_detail)
+    SHOWN = ("state_label", "progress_bar", "status", "status_reason")
+
+    def version_of(self, row: ModelVersion) -> ModelVersion:
+        return row
+
+
+class ReplicaInline(ReadOnlyInline):
+    """A deployment's replicas."""
+
+    model = Replica
+    fields = ("id", "device", "state", "reason", "created_at", "load_seconds")
+    ordering = ("-created_at",)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("device__node")
+
+
+@admin.register(Deployment)
+class DeploymentPage(LoadUnload):
+    """Deployments: engine options and bounds; load and unload."""
+
+    list_display = ("name", "version", "status", "replicas", "max_streams", "kv_cache", "queue_bound")
+    list_select_related = ("version__model",)
+    search_fields = ("name", "version__model__name")
+    autocomplete_fields = ("version",)
+    actions_detail = ("load", "unload")
+    inlines = (ReplicaInline,)
+    ENGINE = (
+        ("dtype", "context_length"),
+        ("max_streams", "kv_cache_bytes"),
+        ("prefix_caching", "in_process"),
+    )
+    BOUNDS = (("queue_bound", "deadline_s"),)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        shown = ("name", "version", "status", "status_reason", "replicas") if obj else ("version",)
+        return [
+            (None, {"fields": shown}),
+            ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
+            ("Bounds", {"fields": (*self.BOUNDS, "reason")}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("name", "version", "status", "status_reason", "replicas") if obj else ()
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """A deployment goes with its version."""
+        return False
+
+    def version_of(self, row: Deployment) -> ModelVersion:
+        return row.version
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("version__model")
+
+    @display(description="KV cache", ordering="kv_cache_bytes")
+    def kv_cache(self, obj: Deployment) -> str:
+        return in_bytes(obj.kv_cache_bytes)
+
+    def create_row(self, obj: Deployment, *, actor: str, reason: str, form: Any) -> Deployment:
+        made = actions.ensure_deployment(obj.version, actor=actor)
+        changes = {name: form.cleaned_data[name] for name in form.changed_data if name in actions.EDITABLE}
+        return actions.configure(made, changes, actor=actor, reason=reason) if changes else made
+
+    def update_row(
+        self, obj: Deployment, *, actor: str, reason: str, changes: dict[str, Any], form: Any
+    ) -> None:
+        actions.configure(obj, changes, actor=actor, reason=reason)
+
+
+@admin.register(Replica)
+class ReplicaPage(ReadOnly, ModelAdmin):
+    """Replicas, live: state from the database, load from their last beat."""
+
+    list_display = (
+        "__str__",
+        "state_label",
+        "device",
+        "load_bar",
+        "kv_bar",
+        "speed",
+        "first_token",
+        "created_at",
+    )
+    list_filter = ("state", "deployment")
+    list_select_related = ("deployment", "device__node")
+    list_per_page = 50
+    fieldsets = (
+        (None, {"fields": ("deployment", "device", "state_label", "reason", "times")}),
+        ("Live", {"fields": ("live",)}),
+        ("Log", {"fields": ("log",)}),
+    )
+    readonly_fields = ("deployment", "device", "state_label", "reason", "times", "live", "log")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        rows = super().get_queryset(request).select_related("deployment", "device__node")
+        # The list needs no log.
+        return rows if request.resolver_match.kwargs.get("object_id") else rows.defer("log_tail")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """One look into Redis for the whole page."""
+        changelist = super().get_changelist_instance(request)
+        alive = [row for row in changelist.result_list if row.state in ALIVE]
+        beats = read_beats(str(row.pk) for row in alive)
+        for row in changelist.result_list:
+            row.beat = beats.get(str(row.pk))
+        return changelist
+
+    @display(description="State", label=STATE_LABELS, ordering="state")
+    def state_label(self, obj: Replica) -> str:
+        return obj.state
+
+    @display(description="Streams")
+    def load_bar(self, obj: Any) -> SafeString | str:
+        beat = _beat(obj)
+        if beat is None:
+            return "–"
+        text = f"{beat.running} running, {beat.waiting} waiting"
+        return bar(beat.running, beat.max_streams, text)
+
+    @display(description="KV cache")
+    def kv_bar(self, obj: Any) -> SafeString | str:
+        beat = _beat(obj)
+        return (
+            bar(beat.kv_usage, 1, f"{beat.kv_usage:.0%}", danger_above=NEARLY_FULL_PERCENT) if beat else "–"
+        )
+
+    @display(description="Tokens/s")
+    def speed(self, obj: Any) -> str:
+        beat = _beat(obj)
+        return f"{beat.tokens_per_s:.1f}" if beat else "–"
+
+    @display(description="TTFT")
+    def first_token(self, obj: Any) -> str:
+        beat = _beat(obj)
+        return f"{beat.ttft_s * 1000:.0f} ms" if beat and beat.ttft_s else "–"
+
+    @display(description="Asked for (UTC)", ordering="created_at")
+    def asked_at(self, obj: Replica) -> str:
+        return in_utc(obj.created_at)
+
+    @display(description="Times (UTC)")
+    def times(self, obj: Replica) -> SafeString:
+        return facts_table(
+            [
+                ("Reserved", in_bytes(obj.reserved_bytes)),
+                ("Asked for", in_utc(obj.created_at)),
+                ("Ready", in_utc(obj.ready_at)),
+                ("Loaded in", f"{obj.load_seconds:.1f} s" if obj.load_seconds is not None else "–"),
+                ("Ended", in_utc(obj.ended_at)),
+                ("Process", obj.pid or "–"),
+            ]
+        )
+
+    @display(description="Last beat")
+    def live(self, obj: Replica) -> SafeString | str:
+        beat = _beat(obj)
+        if beat is None:
+            return "No beat: it is not running, or Redis is away."
+        return facts_table(
+            [
+                ("Stage", beat.stage or beat.state),
+                ("Running", f"{beat.running} of {beat.max_streams}"),
+                ("Waiting", beat.waiting),
+                ("KV cache", f"{beat.kv_usage:.1%}"),
+                ("Tokens/s", f"{beat.tokens_per_s:.1f}"),
+                ("Time to first token", f"{beat.ttft_s * 1000:.0f} ms"),
+                ("Time per token", f"{beat.tpot_s * 1000:.1f} ms"),
+                ("Engine steps", f"{beat.steps:,}"),
+                ("Memory", in_bytes(beat.rss_bytes)),
+            ]
+        )
+
+    @display(description="Last lines")
+    def log(self, obj: Replica) -> SafeString:
+        return log_text(obj.log_tail)
+
+
+class DeviceInline(ReadOnlyInline):
+    """A node's devices."""
+
+    model = Device
+    fields = ("name", "kind", "total", "memory")
+    show_change_link = False
+    tab = False
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return with_reserved(super().get_queryset(request))
+
+    @display(description="Has")
+    def total(self, obj: Device) -> str:
+        return in_bytes(obj.total_bytes)
+
+    @display(description="Reserved by engines")
+    def memory(self, obj: Any) -> SafeString:
+        return memory_bar(obj)
+
+
+@admin.register(Node)
+class NodePage(ReadOnly, ModelAdmin):
+    """Nodes and the memory of their devices."""
+
+    list_display = ("name", "heard_label", "template_label", "memory", "revision")
+    fields = ("name", "heard_label", "last_seen", "template_label", "revision")
+    readonly_fields = fields
+    inlines = (DeviceInline,)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        devices = Prefetch("devices", with_reserved(Device.objects.all()))
+        return super().get_queryset(request).prefetch_related(devices)
+
+    @display(description="Heard of", label={"now": "success", "lost": "danger", "never": "warning"})
+    def heard_label(self, obj: Node) -> str:
+        if obj.last_seen is None:
+            return "never"
+        silent_s = (timezone.now() - obj.last_seen).total_seconds()
+        return "now" if silent_s <= NODE_LOST_AFTER_S else "lost"
+
+    @display(description="Engine template", label={"warm": "success", "cold": "warning"})
+    def template_label(self, obj: Node) -> str:
+        return "warm" if obj.template_ready else "cold"
+
+    @display(description="Memory")
+    def memory(self, obj: Node) -> SafeString:
+        return SafeString("").join(memory_bar(device, name=True) for device in obj.devices.all())
+
+
+def with_reserved(devices: Any) -> Any:
+    """Devices with what their living replicas reserve."""
+    alive = Q(replicas__state__in=ALIVE)
+    return devices.select_related("node").annotate(reserved=Sum("replicas__reserved_bytes", filter=alive))
+
+
+def memory_bar(device: Any, *, name: bool = False) -> SafeString:
+    """What is reserved of a device's budget."""
+    reserved = device.reserved or 0
+    words = f"{in_bytes(reserved)} of {in_bytes(device.budget_bytes)}"
+    text = f"{device.name}: {words}" if name else words
+    return bar(reserved, device.budget_bytes, text, danger_above=NEARLY_FULL_PERCENT)
+
+
+def _beat(obj: Any) -> ReplicaBeat | None:
+    """The list's beat of this row, or the row's own on its page."""
+    if not hasattr(obj, "beat"):
+        alive = obj.state in ALIVE and obj.state != ReplicaState.PENDING
+        obj.beat = read_beats([str(obj.pk)]).get(str(obj.pk)) if alive else None
+    return obj.beat

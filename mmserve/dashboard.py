@@ -1,0 +1,67 @@
+"""The admin's first page: models with their status, memory, recent events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse
+
+from inference.admin import memory_bar, with_reserved
+from inference.beats import read_beats
+from inference.model_objects import with_versions
+from inference.models import ALIVE, Device, Replica
+from inference.status import furthest, statuses
+from registry.admin_base import STATE_LABELS
+from registry.admin_parts import in_bytes, in_short
+from registry.models import Event, Model
+
+MAX_MODELS = 50
+MAX_EVENTS = 12
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """unfold's DASHBOARD_CALLBACK; nothing for somebody who may see nothing."""
+    if not request.user.has_perms(["registry.view_model", "inference.view_device", "registry.view_event"]):
+        return context
+    context["title"] = "Dashboard"
+    replicas = list(Replica.objects.filter(state__in=ALIVE))
+    beats = read_beats(str(row.pk) for row in replicas)
+    context["figures"] = [
+        ("Models", Model.objects.count()),
+        ("Replicas ready", sum(row.state == "ready" for row in replicas)),
+        ("Requests running", sum(beat.running for beat in beats.values())),
+        ("Requests waiting", sum(beat.waiting for beat in beats.values())),
+        ("Tokens/s", f"{sum(beat.tokens_per_s for beat in beats.values()):.0f}"),
+    ]
+    context["models"] = _models()
+    context["devices"] = [(str(device), memory_bar(device)) for device in with_reserved(Device.objects.all())]
+    context["events"] = Event.objects.all()[:MAX_EVENTS]
+    return context
+
+
+def _models() -> list[dict[str, Any]]:
+    rows = list(with_versions(Model.objects.all()[:MAX_MODELS]))
+    found = statuses(version for row in rows for version in row.versions.all())
+    return [_model(row, found) for row in rows]
+
+
+def _model(model: Model, found: dict[int, Any]) -> dict[str, Any]:
+    versions = list(model.versions.all())
+    meant = next((alias.version for alias in model.aliases.all() if alias.is_default), None)
+    if meant is None and versions:
+        meant = versions[0]
+    status = found[meant.pk] if meant else furthest([])
+    facts = meant.facts if meant else {}
+    return {
+        "name": model.name,
+        "url": reverse("admin:registry_model_change", args=[model.pk]),
+        "version": meant.version if meant else "–",
+        "version_url": reverse("admin:registry_modelversion_change", args=[meant.pk]) if meant else None,
+        "status": status.status,
+        "label": STATE_LABELS.get(status.status, "default"),
+        "why": status.reason or status.stage or "",
+        "parameters": in_short(facts.get("parameters")),
+        "weights": in_bytes(facts.get("weight_bytes")),
+        "context": in_short(facts.get("context_length")),
+    }

@@ -1,0 +1,383 @@
+"""Admin pages of the registry: models, versions, aliases, events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+
+from mmserve.errors import InvalidRequest
+from registry import actions
+from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, ReasonModelForm
+from registry.admin_parts import bar, facts_table, in_bytes, in_short, in_utc
+from registry.models import Alias, Event, Model, ModelVersion, VersionFile, VersionState
+
+FACT_LABELS = {
+    "architecture": "Architecture",
+    "parameters": "Parameters",
+    "weight_bytes": "Weights",
+    "dtype": "Stored as",
+    "quantization": "Quantization",
+    "context_length": "Context (tokens)",
+    "sliding_window": "Sliding window (tokens)",
+    "layers": "Layers",
+    "hidden_size": "Hidden size",
+    "intermediate_size": "Intermediate size",
+    "heads": "Attention heads",
+    "kv_heads": "KV heads",
+    "head_size": "Head size",
+    "vocabulary": "Vocabulary",
+    "tied_embeddings": "Tied embeddings",
+    "chat_template": "Chat template",
+}
+# In which states a version's page offers an action.
+OFFERED = {
+    "load": (VersionState.READY,),
+    "unload": (VersionState.READY,),
+    "import_files": (VersionState.REGISTERED, VersionState.FETCHING, VersionState.FAILED),
+    "promote": (VersionState.READY,),
+    "archive": (VersionState.REGISTERED, VersionState.FAILED, VersionState.READY),
+    "restore": (VersionState.ARCHIVED,),
+}
+
+
+class VersionInline(ReadOnlyInline):
+    """A model's versions."""
+
+    model = ModelVersion
+    fields = ("version", "state", "state_reason", "ready_at")
+
+
+class AliasInline(ReadOnlyInline):
+    """A model's aliases."""
+
+    model = Alias
+    fields = ("name", "version", "is_default", "revision", "updated_at")
+
+
+class FileInline(ReadOnlyInline):
+    """A version's manifest."""
+
+    model = VersionFile
+    fields = ("path", "size", "sha256")
+    show_change_link = False
+
+    @display(description="Size")
+    def size(self, obj: VersionFile) -> str:
+        return in_bytes(obj.size_bytes)
+
+
+@admin.register(Model)
+class ModelPage(ActionAdmin):
+    """Models."""
+
+    list_display = ("name", "display_name", "version_count", "meant", "owner", "licence")
+    search_fields = ("name", "display_name", "description")
+    fields = ("name", "display_name", "description", "owner", "licence", "reason")
+    inlines = (VersionInline, AliasInline)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        rows = super().get_queryset(request)
+        return rows.prefetch_related("aliases__version").annotate(number=Count("versions"))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("name",) if obj else ()
+
+    @display(description="Versions", ordering="number")
+    def version_count(self, obj: Any) -> int:
+        return obj.number
+
+    @display(description="Default")
+    def meant(self, obj: Model) -> str:
+        default = next((alias for alias in obj.aliases.all() if alias.is_default), None)
+        return f"{default.name} → {default.version.version}" if default else "–"
+
+    def create_row(self, obj: Model, *, actor: str, reason: str, form: Any) -> Model:
+        fields = {name: getattr(obj, name) for name in ("display_name", "description", "owner", "licence")}
+        return actions.register_model(obj.name, actor=actor, reason=reason, **fields)
+
+    def update_row(self, obj: Model, *, actor: str, reason: str, changes: dict[str, Any], form: Any) -> None:
+        actions.update_model(obj, actor=actor, reason=reason, **changes)
+
+    def delete_row(self, obj: Model, *, actor: str, reason: str) -> None:
+        actions.delete_model(obj, actor=actor, reason=reason)
+
+
+@admin.register(ModelVersion)
+class VersionPage(ActionAdmin):
+    """Versions: facts, files, prices; import, promote, archive."""
+
+    list_display = (
+        "served_id",
+        "state_label",
+        "progress_bar",
+        "parameters",
+        "weights",
+        "context",
+        "aliases_of",
+    )
+    list_filter = ("state", "model")
+    list_select_related = ("model",)
+    search_fields = ("model__name", "version", "source_uri")
+    autocomplete_fields = ("model",)
+    inlines = (FileInline,)
+    actions_detail = ("import_files", "promote", "archive", "restore")
+    SHOWN: tuple[str, ...] = ("state_label", "progress_bar", "state_reason")
+    PRICES = ("price_input", "price_cached_input", "price_output")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("model").prefetch_related("aliases")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        asked = ("model", "version", "source_uri", "description", "reason")
+        if obj is None:
+            return [(None, {"fields": asked}), ("Prices (per million tokens)", {"fields": [self.PRICES]})]
+        return [
+            (
+                None,
+                {"fields": ("model", "version", *self.SHOWN, "source_uri")},
+            ),
+            ("Facts", {"fields": ("facts_of",)}),
+            ("What it can do and costs", {"fields": ("description", "capabilities", self.PRICES, "reason")}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        shown = (*self.SHOWN, "facts_of")
+        return (*shown, "model", "version", "source_uri") if obj else shown
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """The buttons that make sense in the version's state; the actions themselves check again."""
+        state = ModelVersion.objects.filter(pk=object_id).values_list("state", flat=True).first()
+        hidden = {name for name, states in OFFERED.items() if state not in states}
+        offered = super().get_actions_detail(request, object_id)
+        return [one for one in offered if one.method.original_function_name not in hidden]
+
+    @display(description="Version", ordering="model__name")
+    def served_id(self, obj: ModelVersion) -> str:
+        return obj.served_id
+
+    @display(description="State", label=STATE_LABELS, ordering="state")
+    def state_label(self, obj: ModelVersion) -> str:
+        return obj.state
+
+    @display(description="Progress")
+    def progress_bar(self, obj: ModelVersion) -> SafeString | str:
+        progress = obj.progress
+        if obj.state != VersionState.FETCHING or not progress:
+            return "–"
+        done, total = progress.get("done_bytes") or 0, progress.get("total_bytes")
+        words = [progress["stage"]]
+        if total:
+            words.append(f"{in_bytes(done)} of {in_bytes(total)}")
+        if progress.get("eta_s") is not None:
+            words.append(f"{progress['eta_s']:.0f} s left")
+        return bar(done, total, ", ".join(words))
+
+    @display(description="Parameters")
+    def parameters(self, obj: ModelVersion) -> str:
+        return in_short(obj.facts.get("parameters"))
+
+    @display(description="Weights")
+    def weights(self, obj: ModelVersion) -> str:
+        return in_bytes(obj.facts.get("weight_bytes"))
+
+    @display(description="Context")
+    def context(self, obj: ModelVersion) -> str:
+        return in_short(obj.facts.get("context_length"))
+
+    @display(description="Aliases")
+    def aliases_of(self, obj: ModelVersion) -> str:
+        return ", ".join(alias.name for alias in obj.aliases.all()) or "–"
+
+    @display(description="Read from the files")
+    def facts_of(self, obj: ModelVersion) -> SafeString | str:
+        if not obj.facts:
+            return "Known once the files are here."
+        return facts_table((label, _fact(name, obj.facts.get(name))) for name, label in FACT_LABELS.items())
+
+    def create_row(self, obj: ModelVersion, *, actor: str, reason: str, form: Any) -> ModelVersion:
+        fields = {name: getattr(obj, name) for name in ("description", *self.PRICES)}
+        return actions.register_version(
+            obj.model, obj.version, obj.source_uri, actor=actor, reason=reason, **fields
+        )
+
+    def update_row(
+        self, obj: ModelVersion, *, actor: str, reason: str, changes: dict[str, Any], form: Any
+    ) -> None:
+        actions.update_version(obj, actor=actor, reason=reason, **changes)
+
+    def delete_row(self, obj: ModelVersion, *, actor: str, reason: str) -> None:
+        actions.delete_version(obj, actor=actor, reason=reason)
+
+    @action(description="Import files", icon="download", permissions=["change"])
+    def import_files(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.import_version,
+            title="Import the files of {row}?",
+            explanation="An ops job fetches them from the source, converts and hashes them. It also retries "
+            "an import that failed.",
+            button="Import",
+            done="{row} is being fetched.",
+        )
+
+    @action(description="Promote", icon="publish", permissions=["change"])
+    def promote(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.promote,
+            title="Promote {row}?",
+            explanation="The model's default alias moves to this version: clients that ask for the bare name "
+            "get it from now on.",
+            button="Promote",
+            done="{row} is what the model's name means now.",
+        )
+
+    @action(description="Archive", icon="archive", permissions=["change"])
+    def archive(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.archive_version,
+            title="Archive {row}?",
+            explanation="It stays for the record and cannot be served any more.",
+            button="Archive",
+            done="{row} is archived.",
+            danger=True,
+        )
+
+    @action(description="Restore", icon="unarchive", permissions=["change"])
+    def restore(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.restore_version,
+            title="Restore {row}?",
+            explanation="It becomes ready again.",
+            button="Restore",
+            done="{row} is ready again.",
+        )
+
+
+class AliasForm(ReasonModelForm):
+    """Remembers the revision that the operator saw: whoever moved the alias meanwhile is not overwritten."""
+
+    expected_revision = forms.IntegerField(widget=forms.HiddenInput, required=False)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["expected_revision"].initial = self.instance.revision if self.instance.pk else 0
+
+
+@admin.register(Alias)
+class AliasPage(ActionAdmin):
+    """Aliases: saving moves one, by compare-and-set on the revision that the form was opened at."""
+
+    list_display = ("__str__", "version", "is_default", "revision", "moved")
+    list_filter = ("is_default", "model")
+    list_select_related = ("model", "version__model")
+    search_fields = ("model__name", "name")
+    autocomplete_fields = ("version",)
+    form = AliasForm
+    actions_detail = ("rollback", "make_default")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        asked = ("version", "reason", "expected_revision")
+        shown = ("name", "is_default", "revision", "moved") if obj else ("name",)
+        return [(None, {"fields": (*shown, *asked)})]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("name", "is_default", "revision", "moved") if obj else ()
+
+    @display(description="Moved (UTC)", ordering="updated_at")
+    def moved(self, obj: Alias) -> str:
+        return in_utc(obj.updated_at)
+
+    def create_row(self, obj: Alias, *, actor: str, reason: str, form: Any) -> Alias:
+        obj.model = obj.version.model
+        return actions.promote(obj.version, actor=actor, reason=reason, alias=obj.name, expected_revision=0)
+
+    def update_row(self, obj: Alias, *, actor: str, reason: str, changes: dict[str, Any], form: Any) -> None:
+        version = changes.get("version", obj.version)
+        if version.model_id != obj.model_id:
+            raise InvalidRequest(f"{obj} can only mean versions of {obj.model.name}", param="version")
+        expected = form.cleaned_data["expected_revision"]
+        actions.promote(version, actor=actor, reason=reason, alias=obj.name, expected_revision=expected)
+
+    def delete_row(self, obj: Alias, *, actor: str, reason: str) -> None:
+        actions.delete_alias(obj, actor=actor, reason=reason)
+
+    @action(description="Roll back", icon="undo", permissions=["change"])
+    def rollback(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, **why: actions.rollback(row.model, alias=row.name, **why),
+            title="Roll {row} back?",
+            explanation="The alias moves to the version that it meant before.",
+            button="Roll back",
+            done="{row} was rolled back.",
+        )
+
+    @action(description="Make default", icon="star", permissions=["change"])
+    def make_default(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.set_default_alias,
+            title="Make {row} the default?",
+            explanation="The model's bare name means what this alias means.",
+            button="Make default",
+            done="{row} is the default alias.",
+        )
+
+
+@admin.register(Event)
+class EventPage(ReadOnly, ModelAdmin):
+    """The timeline: who did what to which thing, and why."""
+
+    list_display = ("when", "kind_label", "subject", "actor", "reason", "revision")
+    list_filter = ("kind",)
+    search_fields = ("subject", "actor", "reason")
+    date_hierarchy = "at"
+    list_per_page = 100
+    show_full_result_count = False
+
+    @display(
+        description="What",
+        label={
+            "version.failed": "danger",
+            "model.deleted": "danger",
+            "version.deleted": "danger",
+            "key.revoked": "danger",
+            "version.ready": "success",
+            "alias.promoted": "info",
+            "alias.rolled_back": "warning",
+        },
+        ordering="kind",
+    )
+    def kind_label(self, obj: Event) -> str:
+        return obj.kind
+
+    @display(description="When (UTC)", ordering="at")
+    def when(self, obj: Event) -> SafeString:
+        return format_html('<span class="whitespace-nowrap">{}</span>', in_utc(obj.at))
+
+
+def _fact(name: str, value: Any) -> str:
+    if value is None:
+        return "none" if name in ("quantization", "sliding_window") else "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "weight_bytes":
+        return in_bytes(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

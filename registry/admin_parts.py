@@ -1,0 +1,56 @@
+"""Small pieces of admin pages: figures in words, bars, tables."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from typing import Any
+
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
+
+KIB = 1024
+
+
+def in_bytes(count: float | None) -> str:
+    """``536223056`` as ``511.4 MiB``."""
+    if count is None:
+        return "–"
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < KIB:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= KIB
+    return f"{amount:.1f} TiB"
+
+
+def in_short(count: int | None) -> str:
+    """``134515008`` as ``134.5 M``."""
+    if count is None:
+        return "–"
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,}"
+
+
+def in_utc(moment: datetime.datetime | None) -> str:
+    """``2026-11-23 14:03:12``"""
+    return f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "–"
+
+
+def bar(done: float, total: float | None, text: str, *, danger_above: float | None = None) -> SafeString:
+    """A bar with its figures in words."""
+    percent = round(min(100.0, 100 * done / total), 1) if total else 0
+    danger = danger_above is not None and percent > danger_above
+    return render_to_string("admin/parts/bar.html", {"percent": percent, "text": text, "danger": danger})
+
+
+def facts_table(rows: Iterable[tuple[str, Any]]) -> SafeString:
+    """Names and values, in columns."""
+    return render_to_string("admin/parts/facts.html", {"rows": list(rows)})
+
+
+def log_text(text: str) -> SafeString:
+    """A log's tail, as it is."""
+    return render_to_string("admin/parts/log.html", {"text": text})
