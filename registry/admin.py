@@ -99,6 +99,14 @@ class ModelPage(ActionAdmin):
         default = next((alias for alias in obj.aliases.all() if alias.is_default), None)
         return f"{default.name} → {default.version.version}" if default else "–"
 
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """What goes with each model."""
+        going: list[Any] = []
+        for obj in objs:
+            rows = (*obj.versions.select_related("model"), *obj.aliases.select_related("model"))
+            going += [str(obj), [str(row) for row in rows]]
+        return going, {"models": len(objs)}, set(), []
+
     def create_row(self, obj: Model, *, actor: str, reason: str, form: Any) -> Model:
         fields = {name: getattr(obj, name) for name in ("display_name", "description", "owner", "licence")}
         return actions.register_model(obj.name, actor=actor, reason=reason, **fields)

@@ -6,12 +6,14 @@ import re
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
 from mmserve.errors import Conflict
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+CAPABILITIES = ("completion", "chat")
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -27,6 +29,12 @@ def check_label(value: str) -> None:
     """A version's or alias's name."""
     if not LABEL.fullmatch(value):
         raise ValidationError("letters, digits, '.', '_' and '-' only", code="name")
+
+
+def check_capabilities(value: object) -> None:
+    """A list of what the gateway can ask a version for."""
+    if not isinstance(value, list) or any(name not in CAPABILITIES for name in value):
+        raise ValidationError(f"a list of {', '.join(CAPABILITIES)}", code="capabilities")
 
 
 class Model(models.Model):
@@ -79,20 +87,38 @@ class ModelVersion(models.Model):
     path = models.CharField(max_length=500, blank=True, editable=False)
     # registry.facts.Facts: architecture, parameters, layers, heads, context_length, dtype, ...
     facts = models.JSONField(default=dict, blank=True, editable=False)
-    capabilities = models.JSONField(default=list, blank=True)
+    capabilities = models.JSONField(
+        default=list, blank=True, validators=[check_capabilities], help_text="completion, chat"
+    )
     price_input = models.DecimalField(
-        "price per million input tokens", max_digits=12, decimal_places=6, null=True, blank=True
+        "price per million input tokens",
+        max_digits=12,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
     )
     price_cached_input = models.DecimalField(
-        "price per million cached input tokens", max_digits=12, decimal_places=6, null=True, blank=True
+        "price per million cached input tokens",
+        max_digits=12,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
     )
     price_output = models.DecimalField(
-        "price per million output tokens", max_digits=12, decimal_places=6, null=True, blank=True
+        "price per million output tokens",
+        max_digits=12,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     ready_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
+        verbose_name = "version"
         ordering = ("model__name", "-created_at")
         constraints = [models.UniqueConstraint(fields=("model", "version"), name="one_version_of_a_name")]
 
@@ -130,6 +156,7 @@ class VersionFile(models.Model):
     sha256 = models.CharField(max_length=64)
 
     class Meta:
+        verbose_name = "file"
         ordering = ("path",)
         constraints = [models.UniqueConstraint(fields=("version", "path"), name="one_file_of_a_path")]
 
