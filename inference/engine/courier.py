@@ -205,8 +205,7 @@ class Courier:
         held = self._inhand.release(ended.job_id)
         if held is None:
             return
-        if ended.outcome is Outcome.GIVEN_BACK:
-            self._retained.drop(ended.job_id)
+        self._retained.drop(ended.job_id)
         self._bookkeeper.busy = len(self._inhand) > 0
         self._bookkeeper.put(ended, held.queue, held.executions)
 

@@ -16,7 +16,7 @@ ENGINE_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that spin at a barrier while another process has their core made an engine 60 times slower
-    # on two cores (1 token/s). Spinning 1 ms costs nothing on an idle machine and keeps two thirds on a busy one.
+    # on two cores (1 token/s). 1 ms costs nothing on an idle machine, and keeps two thirds on a busy one.
     "KMP_BLOCKTIME": "1",  # libiomp, in ms
     "GOMP_SPINCOUNT": "3000",  # libgomp, where libiomp is not there
 }

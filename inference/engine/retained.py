@@ -58,7 +58,7 @@ class Retained:
             self.prune(now)
 
     def drop(self, job_id: str) -> None:
-        """Forget a running job: it was given back, and another replica will tell its story."""
+        """Forget a job that left without a last event: another replica will tell its story."""
         self._running.pop(job_id, None)
 
     def since(self, job_id: str, from_seq: int) -> list[Event] | None:

@@ -31,7 +31,7 @@ from inference.engine.messages import Abort, Command, Drain, Ended, IoLost, Outc
 from inference.engine.pulse import WORKER_TTL_S
 from inference.engine.release import release_abandoned
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest
-from mmserve.errors import DeadlineExceeded, EngineLost, MmserveError
+from mmserve.errors import DeadlineExceeded, MmserveError
 
 DRAIN_S = 30.0
 IDLE_WAIT_S = 1.0
@@ -216,16 +216,21 @@ class EngineWorker(rq.Worker):
         self._courier.drain()
 
     def _hand_off(self, report: Report) -> None:
-        """The drain's time is up: what has not spoken goes back to the queue, the rest goes on elsewhere."""
+        """The drain's time is up: what has not spoken goes back to the head of its queue.
+
+        Of the rest nothing is said: once this replica is gone, the gateways continue their texts elsewhere.
+        """
+        now = time.time()
         for job_id, job in list(self._running.items()):
             self._engine.abort(job_id)
+            del self._running[job_id]
             if job.has_spoken:
-                self._fail(
-                    job_id, job, EngineLost("the engine was drained before the answer was finished"), report
+                ended = Ended(
+                    job_id=job_id, outcome=Outcome.FAILED, worked_s=now - job.started_at, error="drained"
                 )
             else:
-                del self._running[job_id]
-                report.ended.append(Ended(job_id=job_id, outcome=Outcome.GIVEN_BACK))
+                ended = Ended(job_id=job_id, outcome=Outcome.GIVEN_BACK)
+            report.ended.append(ended)
 
     def _note(self, output: Output, report: Report) -> None:
         """One job's part of a step."""
