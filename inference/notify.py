@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
-from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import transaction
@@ -15,6 +16,8 @@ from django.db import transaction
 from inference.protocol import CONTROLLER_CHANNEL, GATEWAYS, node_channel
 
 log = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 5.0
 
 
 @functools.cache
@@ -43,19 +46,22 @@ def wake_node(name: str) -> None:
 
 def tell_gateways(message: dict[str, Any]) -> None:
     """Send one message to every gateway process."""
-    try:
-        async_to_sync(_group_send)(message)
-    except (redis.RedisError, OSError) as error:
-        log.warning("could not tell the gateways of %s: %s", message["type"], error)
+    # A thread, and so an event loop and a connection, of its own: asgiref would borrow the gateway's own loop when a
+    # view of Django calls this, and closing the connection there would close the gateway's ears.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            pool.submit(asyncio.run, _group_send(message)).result()
+        except (redis.RedisError, OSError) as error:
+            log.warning("could not tell the gateways of %s: %s", message["type"], error)
 
 
 async def _group_send(message: dict[str, Any]) -> None:
     layer = get_channel_layer()
     assert layer is not None
     try:
-        await layer.group_send(GATEWAYS, message)
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await layer.group_send(GATEWAYS, message)
     finally:
-        # Each async_to_sync call may run in a loop of its own: leave no connection behind in it.
         await layer.flush()
 
 
