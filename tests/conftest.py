@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before Django reads its settings: tests touch neither this checkout's data nor its secrets.
-_SESSION_DIR = Path(tempfile.mkdtemp(prefix="mms-"))
-os.environ["MMSERVE_DATA_DIR"] = str(_SESSION_DIR / "data")
-os.environ["DJANGO_SECRET_KEY"] = secrets.token_urlsafe(64)
-os.environ.setdefault("REDIS_URL", f"unix://{_SESSION_DIR / 'redis.sock'}")
-(_SESSION_DIR / "data").mkdir()
+import pytest
+import redis
 
-import pytest  # noqa: E402
-import redis  # noqa: E402
+from tests.settings import SESSION_DIR
 
 
 def start_redis(socket: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -64,5 +57,5 @@ def redis_url(redis_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_dir() -> Iterator[Path]:
-    yield _SESSION_DIR
-    shutil.rmtree(_SESSION_DIR, ignore_errors=True)
+    yield SESSION_DIR
+    shutil.rmtree(SESSION_DIR, ignore_errors=True)

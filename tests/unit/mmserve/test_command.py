@@ -1,0 +1,94 @@
+"""Exit codes and output of commands; and that every command has a test."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import get_commands
+
+from mmserve.command import DataCommand, exit_code
+from mmserve.errors import (
+    Conflict,
+    InsufficientMemory,
+    InvalidRequest,
+    MmserveError,
+    ModelNotFound,
+    Unavailable,
+)
+
+OURS = {"registry", "routing", "inference", "mmserve"}
+# `up` starts these, and the tests of the promises kill and drain them.
+STARTED_BY_UP = {"node", "controller"}
+TESTS = Path(__file__).parents[2]
+
+
+class Listing(DataCommand):
+    columns = ("id", "aliases")
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(stdout=io.StringIO(), stderr=io.StringIO())
+        self.data = data
+
+    def run(self, **options: Any) -> Any:
+        if isinstance(self.data, Exception):
+            raise self.data
+        return self.data
+
+
+def output(data: Any, *, as_json: bool = False) -> str:
+    command = Listing(data)
+    command.handle(json=as_json)
+    return command.stdout._out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MmserveError("x"), 1),
+        (Unavailable("x"), 1),
+        (ModelNotFound("x"), 3),
+        (Conflict("x"), 4),
+        (InsufficientMemory("x"), 4),
+        (InvalidRequest("x"), 5),
+    ],
+)
+def test_an_error_has_its_documented_exit_code_and_its_words_on_stderr(
+    error: MmserveError, code: int
+) -> None:
+    command = Listing(error)
+
+    with pytest.raises(SystemExit) as ended:
+        command.handle(json=False)
+
+    assert ended.value.code == code == exit_code(error)
+    assert command.stderr._out.getvalue() == "x\n"
+    assert command.stdout._out.getvalue() == ""
+
+
+def test_rows_are_a_table_with_aligned_columns() -> None:
+    rows = [{"id": "a@1", "aliases": ["production", "beta"]}, {"id": "longer@1", "aliases": []}]
+
+    assert output(rows).splitlines() == ["ID        ALIASES", "a@1       production, beta", "longer@1  -"]
+
+
+def test_one_thing_is_printed_field_by_field() -> None:
+    assert output({"id": "a@1", "reason": None}) == "id      a@1\nreason  -\n"
+
+
+def test_json_is_json() -> None:
+    assert json.loads(output({"id": "a@1", "aliases": []}, as_json=True)) == {"id": "a@1", "aliases": []}
+
+
+def test_every_command_has_a_test() -> None:
+    commands = {name for name, app in get_commands().items() if app in OURS}
+    text = "\n".join(path.read_text() for path in TESTS.rglob("*.py") if path != Path(__file__))
+
+    untested = {name for name in commands - STARTED_BY_UP if not re.search(rf'["\']{name}["\']', text)}
+
+    assert commands
+    assert untested == set()
