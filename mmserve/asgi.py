@@ -41,21 +41,6 @@ def started_runtime() -> GatewayRuntime:
     return runtime
 
 
-def _under_daphne() -> None:
-    import asyncio
-
-    from twisted.internet import defer, reactor
-
-    from inference.gateway.daphne_flow import install
-
-    install(max_body_bytes=settings.MAX_BODY_BYTES)
-    reactor.callLater(0, runtime.start)
-    # After daphne has cancelled its applications ("before"), which still need the runtime to withdraw their jobs.
-    reactor.addSystemEventTrigger(
-        "during", "shutdown", lambda: defer.Deferred.fromFuture(asyncio.ensure_future(runtime.stop()))
-    )
-
-
 hot_path = HotPath(started_runtime)
 
 
@@ -69,6 +54,9 @@ async def http(
 
 
 if "daphne.server" in sys.modules:
-    _under_daphne()
+    # Imported here only: it brings Twisted's reactor, which no other server has a use for.
+    from inference.gateway.daphne_flow import install
+
+    install(runtime)
 
 application = ProtocolTypeRouter({"http": http, "websocket": SocketApp(started_runtime)})

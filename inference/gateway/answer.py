@@ -63,6 +63,8 @@ class Answer:
         return {
             "index": index,
             "text": text,
-            "logprobs": completion_logprobs(self._logprobs[index], text) if self._plan.want_logprobs else None,
+            "logprobs": completion_logprobs(self._logprobs[index], text)
+            if self._plan.want_logprobs
+            else None,
             "finish_reason": self._finish_reasons[index] or "stop",
         }

@@ -27,7 +27,9 @@ class CompletionBody(SharedFields, kw_only=True, forbid_unknown_fields=True):
     """OpenAI's CreateCompletionRequest with vLLM's additions."""
 
     prompt: Prompt
-    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None  # 0 with echo: only the prompt's logprobs
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = (
+        None  # 0 with echo: only the prompt's logprobs
+    )
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None

@@ -119,6 +119,12 @@ class FakeEngine:
         async with asyncio.timeout(timeout_s), self.seen:
             await self.seen.wait_for(condition)
 
+    async def idle(self, timeout_s: float = 60.0) -> None:
+        """Until every job that was pulled has been answered in full."""
+        async with asyncio.timeout(timeout_s):
+            while self._running:
+                await asyncio.wait(list(self._running.values()))
+
     async def beat(self, **more: Any) -> None:
         await self._layer.group_send(
             GATEWAYS,

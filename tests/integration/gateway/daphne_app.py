@@ -1,0 +1,14 @@
+"""What a real daphne serves in these tests: the hot path over ``REDIS_URL``, with the fakes for keys and table."""
+
+from __future__ import annotations
+
+import os
+
+from channels.routing import ProtocolTypeRouter
+
+from inference.gateway.daphne_flow import install
+from tests.integration.gateway.conftest import Gateway
+
+gateway = Gateway(os.environ["REDIS_URL"], max_body_bytes=1 << 20)
+install(gateway.runtime)
+application = ProtocolTypeRouter({"http": gateway.client.app, "websocket": gateway.socket_app})
