@@ -19,7 +19,7 @@ from inference.engine.base import EventTail, Output, Prepared, Usage
 from inference.engine.options import engine_arguments
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
-from inference.engine.sampling import constraint, refusal
+from inference.engine.sampling import constraints, refusal
 from inference.protocol import DELTA, EngineOptions, GenerateRequest
 
 LIGHT_CHARACTERS = 4_000
@@ -56,7 +56,7 @@ class VllmEngine:
     def is_light(self, request: GenerateRequest) -> bool:
         size = sum(map(len, request.prompts or ()))
         size += sum(len(str(message.get("content"))) for message in request.messages or ())
-        return size <= LIGHT_CHARACTERS and constraint(request.sampling) is None
+        return size <= LIGHT_CHARACTERS and not constraints(request.sampling)
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         return self._preparation.prepare(request)

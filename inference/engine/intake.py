@@ -64,15 +64,15 @@ class Intake:
             return
         streams = request.sampling.n * max(1, len(request.prompts or ()))
         self._inhand.set_streams(held, streams)
-        if self._engine.is_light(request):
-            try:
-                prepared = self._engine.prepare(request)
-            except Exception as error:  # noqa: BLE001 one bad request must not disturb the others
-                self._fail(job.job_id, held, as_error(error))
-                return
-            self._hand_over(job, held, request, prepared)
-        else:
+        try:
+            prepared = self._engine.prepare(request) if self._engine.is_light(request) else None
+        except Exception as error:  # noqa: BLE001 one bad request must not disturb the others
+            self._fail(job.job_id, held, as_error(error))
+            return
+        if prepared is None:
             self._tasks.create_task(self._prepare_heavy(job, held, request))
+        else:
+            self._hand_over(job, held, request, prepared)
 
     def close(self) -> None:
         self._heavy.shutdown(wait=False, cancel_futures=True)

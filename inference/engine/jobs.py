@@ -32,6 +32,8 @@ _call_decoder = msgspec.json.Decoder(tuple[str, None, list[Any], msgspec.Raw])
 _generate_decoder = msgspec.json.Decoder(_GenerateArguments)
 _reply_decoder = msgspec.json.Decoder(dict[str, Any])
 MAX_JOB_BYTES = 64 * 2**20
+# Very deep nesting ends in a RecursionError.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def generate(arguments: bytes) -> GenerateRequest:
@@ -58,7 +60,7 @@ def decode(data: bytes) -> GenerateRequest:
     """The request in an RQ job's data; raises UnknownFunction or MalformedJob."""
     try:
         name, _, args, kwargs = _call_decoder.decode(inflate(data))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedJob(f"not a JSON job: {error}") from None
     function = TABLE.get(name)
     if function is None:
@@ -67,7 +69,7 @@ def decode(data: bytes) -> GenerateRequest:
         raise MalformedJob(f"{name} takes no positional arguments")
     try:
         return function(kwargs)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedJob(str(error)) from None
 
 
@@ -76,7 +78,7 @@ def reply_channel(data: bytes) -> str | None:
     try:
         _, _, _, kwargs = _call_decoder.decode(inflate(data))
         request = _reply_decoder.decode(kwargs).get("request")
-    except (msgspec.DecodeError, UnicodeDecodeError, MalformedJob):
+    except (*UNREADABLE, MalformedJob):
         return None
     channel = request.get("reply_to") if isinstance(request, dict) else None
     return channel if isinstance(channel, str) and channel else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from inference.protocol import bell_key
 MAX_JOBS_A_PULL = 128
 # A stock RQ enqueue does not ring the bell, so the queues are looked at this often anyway.
 BELL_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Puller:
@@ -83,7 +86,7 @@ class Puller:
         ]
         left, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
         for job in jobs:
-            self._take(_pulled(job))
+            self._take_row(job)
         return int(left)
 
     async def _adopt(self) -> None:
@@ -96,8 +99,13 @@ class Puller:
                 continue
             job = await self._connection.hmget(rqkeys.job_key(job_id), ["origin", "data", "enqueued_at"])
             if job[0] is not None and job[1] is not None:
-                self._take(_pulled([job_id.encode(), job[0], execution.encode(), job[1], job[2] or b""]))
+                self._take_row([job_id.encode(), job[0], execution.encode(), job[1], job[2] or b""])
 
-
-def _pulled(row: list[Any]) -> Pulled:
-    return Pulled(row[0].decode(), row[1].decode(), row[2].decode(), row[3], row[4].decode())
+    def _take_row(self, row: list[Any]) -> None:
+        try:
+            job = Pulled(row[0].decode(), row[1].decode(), row[2].decode(), row[3], row[4].decode())
+        except UnicodeDecodeError:
+            # Nothing of ours makes such an id. It expires as abandoned; nobody can be told.
+            logger.error("a job was pulled whose id or queue is not UTF-8")
+            return
+        self._take(job)

@@ -76,9 +76,14 @@ def logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
         raise InvalidRequest("logit_bias takes token ids as keys", param="logit_bias") from None
 
 
+def constraints(sampling: Sampling) -> list[str]:
+    """The names of the structured output constraints that are set."""
+    return [name for name in CONSTRAINTS if getattr(sampling, name) not in (None, False)]
+
+
 def constraint(sampling: Sampling) -> str | None:
     """The name of the structured output constraint that is set; more than one is refused."""
-    found = [name for name in CONSTRAINTS if getattr(sampling, name) not in (None, False)]
+    found = constraints(sampling)
     if len(found) > 1:
         raise InvalidRequest(f"{found[0]} and {found[1]} exclude each other", param=found[1])
     return found[0] if found else None

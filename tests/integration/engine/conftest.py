@@ -8,9 +8,16 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from inference.engine import environment
+from inference.protocol import EngineOptions, ReplicaSpec
 from tests.integration.engine.gateway import TestGateway, poll
+
+REAL = "real"  # the replica and the deployment of the session's vLLM engine
+CONTEXT = 256
+CHECKOUT = Path(__file__).parents[3]
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -59,3 +66,71 @@ def worker(
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as safetensors: the checkout's cached one, else fetched and converted."""
+    cached = CHECKOUT / ".cache" / "models" / "smollm2-135m-instruct"
+    if (cached / "model.safetensors").exists():
+        return cached
+    from registry.demo import DEMO_MODELS
+    from registry.gguf_import import convert
+    from registry.sources import source_for
+
+    fetched, converted = tmp_path_factory.mktemp("gguf"), tmp_path_factory.mktemp("smollm2")
+    [model] = [model for model in DEMO_MODELS if model.name == "smollm2-135m-instruct"]
+    source_for(model.source_uri).fetch(fetched, lambda done, total: None)
+    convert(next(fetched.glob("*.gguf")), converted, lambda done, total: None)
+    return converted
+
+
+@pytest.fixture(scope="session")
+def vllm_process(
+    redis_server: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One real engine for the session: SmolLM2 in float32, so that texts can be compared."""
+    log = tmp_path_factory.mktemp("vllm") / "engine.log"
+    spec = ReplicaSpec(
+        replica=REAL,
+        deployment=REAL,
+        served_id="smollm2@float32",
+        model_path=str(smollm2),
+        redis_url=redis_server,
+        options=EngineOptions(
+            dtype="float32", context_length=CONTEXT, max_streams=16, kv_cache_bytes=256 * 2**20
+        ),
+        log_path=str(log),
+    )
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.integration.engine.vllm_engine",
+                msgspec.json.encode(spec).decode(),
+            ],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "LD_PRELOAD": environment.preload()},
+        )
+    yield process
+    process.kill()
+    process.wait(10)
+    print(log.read_text(errors="replace")[-6000:])
+
+
+@pytest.fixture
+async def vllm(redis_url: str, vllm_process: subprocess.Popen[bytes]) -> AsyncIterator[TestGateway]:
+    """A gateway to the real engine."""
+    found = TestGateway(redis_url, REAL)
+    await found.open()
+
+    def is_ready() -> bool:
+        assert vllm_process.poll() is None, "the engine ended"
+        beat = found.beat(REAL)
+        return beat is not None and beat.state == "ready"
+
+    await poll(is_ready, "a ready vLLM engine", wait_s=170)
+    yield found
+    await found.close()

@@ -50,6 +50,16 @@ def test_a_decompression_bomb_is_refused() -> None:
         decode(zlib.compress(b"0" * (MAX_JOB_BYTES + 1)))
 
 
+def test_deep_nesting_is_refused() -> None:
+    nested = '{"role": "user", "content": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    text = json.dumps([JOB_GENERATE, None, [], {"request": {**REQUEST, "messages": ["@"]}}]).replace(
+        '"@"', nested
+    )
+    with pytest.raises(MalformedJob):
+        decode(zlib.compress(text.encode()))
+    assert reply_channel(zlib.compress(text.encode())) is None
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_an_error_for_the_client(garbage: bytes) -> None:
     with pytest.raises(MmserveError):
