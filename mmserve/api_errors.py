@@ -49,6 +49,8 @@ def first_problem(detail: Any, path: str = "") -> tuple[str | None, str]:
         name, inner = next(iter(detail.items()))
         if name == "non_field_errors":
             return first_problem(inner, path)
+        if isinstance(name, int):
+            return first_problem(inner, f"{path}[{name}]")
         return first_problem(inner, f"{path}.{name}" if path else str(name))
     if isinstance(detail, list) and detail:
         for index, inner in enumerate(detail):

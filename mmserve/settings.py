@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import environ
+import structlog
 
 env = environ.Env()
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -193,7 +194,7 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["mmserve.keys.HasManageScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["mmserve.parsing.BoundedJSONParser"],
     "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "mmserve.api_errors.handler",
@@ -227,6 +228,18 @@ UNFOLD = {
     "SIDEBAR": {"show_search": True, "navigation": "mmserve.navigation.navigation"},
 }
 
+# Without this structlog prints tracebacks with the values of local variables: keys, bodies.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.filter_by_level,
+        structlog.processors.format_exc_info,
+        structlog.stdlib.render_to_log_kwargs,
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+    cache_logger_on_first_use=True,
+)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -16,6 +16,6 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "mmserve.settings"
 os.environ["MMSERVE_DATA_DIR"] = str(SESSION_DIR / "data")
 os.environ["DJANGO_SECRET_KEY"] = secrets.token_urlsafe(64)
 os.environ.setdefault("REDIS_URL", f"unix://{SESSION_DIR / 'redis.sock'}")
-(SESSION_DIR / "data").mkdir()
+(SESSION_DIR / "data" / "static").mkdir(parents=True)
 
 from mmserve.settings import *  # noqa: E402, F403

@@ -13,8 +13,10 @@ from registry.lookup import find_version
 
 
 class Command(DataCommand):
-    help = "Have a model served. "
+    help = (
+        "Have a model served. "
         "Exit codes: 0 asked for, 3 no such model, 4 refused: not ready, or it would not fit."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="name, name@version or name@alias")

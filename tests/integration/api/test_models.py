@@ -1,0 +1,268 @@
+"""``/v1/models``: OpenAI's shape, the status, load, unload, delete."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from inference.models import Deployment, Device, Node, Replica, ReplicaState
+from registry import actions
+from registry.models import Event, Model, ModelVersion, VersionState
+from tests.integration.api.conftest import make_ready
+
+
+@pytest.fixture
+def device(db: None) -> Device:
+    node = Node.objects.create(name="here", last_seen=timezone.now(), template_ready=True)
+    return Device.objects.create(node=node, name="cpu:0", kind="cpu", total_bytes=2**36, budget_bytes=2**35)
+
+
+@pytest.fixture
+def deployment(ready: ModelVersion) -> Deployment:
+    return Deployment.objects.create(name="acme-echo-1", version=ready, replicas=1)
+
+
+def replica(deployment: Deployment, device: Device, state: str, **fields: Any) -> Replica:
+    return Replica.objects.create(
+        deployment=deployment, device=device, state=state, reserved_bytes=1, **fields
+    )
+
+
+def status_of(client: APIClient) -> dict[str, Any]:
+    found = client.get("/v1/models/acme/echo").json()
+    return {name: found[name] for name in ("status", "reason", "stage", "eta_s")}
+
+
+def test_the_list_has_openais_shape_and_ours(reader: APIClient, ready: ModelVersion) -> None:
+    actions.promote(ready, actor="tests")
+
+    found = reader.get("/v1/models").json()
+
+    assert found["object"] == "list"
+    (one,) = found["data"]
+    assert (one["id"], one["object"], one["owned_by"]) == ("acme/echo", "model", "mmserve")
+    assert isinstance(one["created"], int)
+    assert one["status"] == "unloaded"
+    assert one["versions"] == [{"id": "acme/echo@1", "status": "unloaded"}]
+    assert one["aliases"] == {"production": "1"}
+    assert one["capabilities"] == ["completion"]
+    assert one["context_length"] == 64
+
+
+def test_the_list_costs_the_same_queries_however_many_models(
+    reader: APIClient, ready: ModelVersion, source: str, device: Device, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(12):
+        model = actions.register_model(f"many-{number}", actor="tests")
+        for name in ("1", "2"):
+            version = make_ready(model, name, source)
+            actions.promote(version, actor="tests")
+            made = Deployment.objects.create(name=f"d-{version.pk}", version=version, replicas=1)
+            replica(made, device, ReplicaState.READY)
+
+    # key, models, versions, aliases, deployments, replicas, revision
+    with django_assert_max_num_queries(8):
+        found = reader.get("/v1/models").json()["data"]
+
+    assert len(found) == 13
+
+
+@pytest.mark.parametrize("path", ["acme/echo", "acme%2Fecho"])
+def test_an_id_may_hold_a_slash(reader: APIClient, ready: ModelVersion, path: str) -> None:
+    assert reader.get(f"/v1/models/{path}").json()["id"] == "acme/echo"
+
+
+@pytest.mark.parametrize("label", ["1", "production"])
+def test_a_version_and_an_alias_have_an_object_of_their_own(
+    reader: APIClient, ready: ModelVersion, label: str
+) -> None:
+    actions.promote(ready, actor="tests")
+
+    found = reader.get(f"/v1/models/acme/echo@{label}").json()
+
+    assert (found["id"], found["version"]) == (f"acme/echo@{label}", "1")
+
+
+@pytest.mark.parametrize(
+    "model_id", ["acme/ecko", "acme/echo@9", "%00", "a@@b", "x" * 3000, "%F0%9F", "@", "a@"]
+)
+def test_an_unknown_id_is_404_in_the_envelope(reader: APIClient, ready: ModelVersion, model_id: str) -> None:
+    response = reader.get(f"/v1/models/{model_id}")
+
+    assert response.status_code == 404
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_an_unknown_name_gets_near_names(reader: APIClient, ready: ModelVersion) -> None:
+    message = reader.get("/v1/models/acme/ecko").json()["error"]["message"]
+
+    assert message == "There is no model 'acme/ecko'. Did you mean acme/echo?"
+
+
+def test_the_status_follows_the_files(reader: APIClient, ready: ModelVersion) -> None:
+    rows = ModelVersion.objects.filter(pk=ready.pk)
+    rows.update(state=VersionState.FETCHING, progress={"stage": "convert", "eta_s": 4.5})
+    assert status_of(reader) == {"status": "fetching", "reason": None, "stage": "convert", "eta_s": 4.5}
+
+    rows.update(state=VersionState.FAILED, state_reason="no space")
+    assert status_of(reader) == {"status": "failed", "reason": "no space", "stage": None, "eta_s": None}
+
+    rows.update(state=VersionState.REGISTERED)
+    assert status_of(reader)["reason"] == "Its files were not fetched yet."
+
+
+def test_the_status_follows_the_replicas(reader: APIClient, deployment: Deployment, device: Device) -> None:
+    assert status_of(reader) == {
+        "status": "loading",
+        "reason": None,
+        "stage": "waiting for a node",
+        "eta_s": None,
+    }
+    row = replica(deployment, device, ReplicaState.PENDING)
+    assert status_of(reader)["stage"] == "pending"
+
+    Replica.objects.update(state=ReplicaState.READY, load_seconds=40.0)
+    assert status_of(reader)["status"] == "ready"
+
+    Replica.objects.update(stop_requested=True)
+    assert status_of(reader)["status"] == "draining"
+
+    Replica.objects.update(state=ReplicaState.STOPPED)
+    Deployment.objects.update(replicas=0)
+    assert status_of(reader)["status"] == "unloaded"
+
+    Replica.objects.filter(pk=row.pk).update(state=ReplicaState.FAILED, reason="killed by signal 9")
+    assert status_of(reader) == {
+        "status": "failed",
+        "reason": "killed by signal 9",
+        "stage": None,
+        "eta_s": None,
+    }
+
+
+def test_the_time_left_is_the_usual_time_of_a_load_less_what_has_passed(
+    reader: APIClient, deployment: Deployment, device: Device
+) -> None:
+    replica(deployment, device, ReplicaState.STOPPED, load_seconds=1000.0)
+    replica(deployment, device, ReplicaState.LOADING)
+
+    found = status_of(reader)
+
+    assert found["status"] == "loading"
+    assert 900 < found["eta_s"] <= 1000
+
+
+def test_load_and_unload_answer_202_with_the_status(
+    manager: APIClient, ready: ModelVersion, device: Device
+) -> None:
+    response = manager.post("/v1/models/acme/echo/load", {"replicas": 1, "reason": "peak"}, format="json")
+    assert (response.status_code, response.json()["status"]) == (202, "loading")
+    event = Event.objects.filter(kind="deployment.load").get()
+    assert (event.actor, event.reason) == ("key:ops", "peak")
+
+    response = manager.post("/v1/models/acme%2Fecho/unload")
+    assert (response.status_code, response.json()["status"]) == (202, "unloaded")
+
+
+def test_a_load_that_cannot_fit_is_409_with_the_figures(
+    manager: APIClient, ready: ModelVersion, device: Device
+) -> None:
+    Device.objects.update(budget_bytes=2**20)
+
+    response = manager.post("/v1/models/acme/echo/load")
+
+    assert response.status_code == 409
+    assert response.json()["error"]["code"] == "insufficient_memory"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": "many"}, "replicas"),
+        ({"replicas": 10**30}, "replicas"),
+        ({"replica": 1}, "replica"),
+        ({"reason": "x" * 2001}, "reason"),
+        ({"reason": "\0"}, "reason"),
+    ],
+)
+def test_a_wrong_body_names_its_field(
+    manager: APIClient, ready: ModelVersion, body: dict[str, Any], param: str
+) -> None:
+    response = manager.post("/v1/models/acme/echo/load", body, format="json")
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_a_version_whose_files_are_not_here_is_not_loaded(
+    manager: APIClient, ready: ModelVersion, device: Device
+) -> None:
+    ModelVersion.objects.update(state=VersionState.FAILED, state_reason="no space")
+
+    response = manager.post("/v1/models/acme/echo/load")
+
+    assert response.status_code == 409
+    assert "no space" in response.json()["error"]["message"]
+
+
+def test_delete_has_openais_shape(manager: APIClient, ready: ModelVersion) -> None:
+    response = manager.delete("/v1/models/acme%2Fecho?reason=over")
+
+    assert response.json() == {"id": "acme/echo", "object": "model", "deleted": True}
+    assert not Model.objects.exists()
+    event = Event.objects.filter(kind="model.deleted").get()
+    assert event.reason == "over"
+
+
+def test_delete_takes_one_version_or_an_alias(manager: APIClient, ready: ModelVersion, source: str) -> None:
+    make_ready(ready.model, "2", source)
+    actions.promote(ready, actor="tests")
+
+    assert manager.delete("/v1/models/acme/echo@2").json()["deleted"] is True
+    assert manager.delete("/v1/models/acme/echo@1").status_code == 409
+    assert manager.delete("/v1/models/acme/echo@production").json()["deleted"] is True
+    assert manager.delete("/v1/models/acme/echo@1").json()["deleted"] is True
+    assert Model.objects.exists()
+
+
+def test_what_is_served_is_not_deleted_and_the_refusal_says_by_what(
+    manager: APIClient, deployment: Deployment, device: Device
+) -> None:
+    replica(deployment, device, ReplicaState.READY)
+
+    response = manager.delete("/v1/models/acme/echo")
+
+    assert response.status_code == 409
+    assert "deployment acme-echo-1" in response.json()["error"]["message"]
+    assert Model.objects.exists()
+
+
+def test_a_deployment_that_sleeps_goes_with_its_model(manager: APIClient, deployment: Deployment) -> None:
+    Deployment.objects.update(replicas=0)
+
+    assert manager.delete("/v1/models/acme/echo").status_code == 200
+    assert not Deployment.objects.exists()
+
+
+def test_a_deployments_options_change_by_patch(manager: APIClient, deployment: Deployment) -> None:
+    path = f"/v1/registry/deployments/{deployment.pk}"
+
+    response = manager.patch(path, {"max_streams": 8, "reason": "small"}, format="json")
+    assert (response.status_code, response.json()["max_streams"]) == (200, 8)
+    assert Event.objects.filter(kind="deployment.configured", reason="small").exists()
+
+    for body, param in (({"max_streams": 0}, "max_streams"), ({"context_length": 65}, "context_length")):
+        response = manager.patch(path, body, format="json")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_created_is_the_models_own_time(reader: APIClient, ready: ModelVersion) -> None:
+    created = reader.get("/v1/models/acme/echo").json()["created"]
+
+    assert created == int(Model.objects.get().created_at.replace(tzinfo=datetime.UTC).timestamp())
