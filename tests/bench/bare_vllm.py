@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ _MODEL = "bare"
 
 
 @contextmanager
-def bare_vllm(model_path: Path, work: Path) -> Iterator[Target]:
+def bare_vllm(model_path: Path, work: Path) -> Iterator[tuple[Target, subprocess.Popen[bytes]]]:
     """Yields as soon as the process is started; ask with ``first_token_at`` until it answers."""
     options = EngineOptions()
     port = free_port()
@@ -32,5 +33,5 @@ def bare_vllm(model_path: Path, work: Path) -> Iterator[Target]:
     command += ["--kv-cache-memory-bytes", str(options.kv_cache_bytes)]
     # The platform's own choice on a CPU: the peer starts sooner with it, and is no slower.
     command += ["--enforce-eager", "--uvicorn-log-level", "warning"]
-    with running(command, work / "vllm-serve.log", env):
-        yield Target(url=f"http://127.0.0.1:{port}", model=_MODEL)
+    with running(command, work / "vllm-serve.log", env) as process:
+        yield Target(url=f"http://127.0.0.1:{port}", model=_MODEL), process

@@ -1,5 +1,6 @@
-"""What the gateway costs: an engine that answers at once, against LiteLLM's proxy and vllm-router before a backend
-that answers at once. Every request of ours has its key, route, admission, RQ job and reply channel.
+"""What the gateway costs, with an engine that answers at once, against two proxies of a backend that does.
+
+Every request of ours has its key, route, admission, RQ job and reply channel.
 """
 
 from __future__ import annotations
@@ -86,22 +87,30 @@ def bench(setting: Setting) -> None:
 def _report(ours: Measured, peer: str, theirs: Measured | None, bare: Measured, note: str) -> None:
     """The lines against one peer.
 
-    A proxy adds its latency to the backend's, which is taken off it. Of ours nothing is taken off: the queue and the
-    engine worker are in it.
+    A proxy adds its latency to the backend's, which is taken off it. Of ours nothing is taken off: the queue
+    and the engine worker are in it.
     """
 
     def line(name: str, value: float, unit: str, peer_value: float | None) -> None:
         emit(Figure(name=name, value=value, unit=unit, peer=peer, peer_value=peer_value, note=note))
 
-    line("gateway_answers", ours.answers_per_s, "answers/s", theirs and theirs.answers_per_s)
+    line("gateway_answers", ours.answers_per_s, "answers/s", theirs.answers_per_s if theirs else None)
     line(
         "gateway_answers_64_tokens",
         ours.long_answers_per_s,
         "answers/s",
-        theirs and theirs.long_answers_per_s,
+        theirs.long_answers_per_s if theirs else None,
     )
-    line("gateway_stream_chunks", ours.chunks_per_s, "chunks/s", theirs and theirs.chunks_per_s)
-    answer = theirs and theirs.answer_p50_s - bare.answer_p50_s
-    stream = theirs and theirs.stream_p50_s - bare.stream_p50_s
-    line("gateway_added_latency_p50", ours.answer_p50_s * 1e3, "ms", answer and answer * 1e3)
-    line("gateway_added_latency_p50_64_token_stream", ours.stream_p50_s * 1e3, "ms", stream and stream * 1e3)
+    line("gateway_stream_chunks", ours.chunks_per_s, "chunks/s", theirs.chunks_per_s if theirs else None)
+    line(
+        "gateway_added_latency_p50",
+        ours.answer_p50_s * 1e3,
+        "ms",
+        (theirs.answer_p50_s - bare.answer_p50_s) * 1e3 if theirs else None,
+    )
+    line(
+        "gateway_added_latency_p50_64_token_stream",
+        ours.stream_p50_s * 1e3,
+        "ms",
+        (theirs.stream_p50_s - bare.stream_p50_s) * 1e3 if theirs else None,
+    )

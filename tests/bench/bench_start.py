@@ -1,4 +1,4 @@
-"""Start of an engine: from the request to load to the first token, against ``vllm serve`` from start to first token."""
+"""Start of an engine, from the request to load to the first token, against the start of ``vllm serve``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ STARTS, QUICK_STARTS = 3, 1
 def _our_start_s(platform: Platform) -> float:
     """One load through the REST API, then the model is unloaded again."""
     started = time.perf_counter()
-    platform.load()
-    took = first_token_at(platform.target) - started
+    took = platform.load() - started
     say(f"  loaded in {took:.2f} s")
     platform.unload()
     return took
@@ -34,8 +33,8 @@ def bench(setting: Setting) -> None:
     theirs = []
     for _ in range(starts):
         started = time.perf_counter()
-        with bare_vllm(platform.model_path, setting.work) as bare:
-            theirs.append(first_token_at(bare) - started)
+        with bare_vllm(platform.model_path, setting.work) as (bare, process):
+            theirs.append(first_token_at(bare, process) - started)
         say(f"  {PEER} started in {theirs[-1]:.2f} s")
     peer_value = statistics.median(theirs)
     emit(Figure(name="engine_start", value=ours, unit="s", peer=PEER, peer_value=peer_value))

@@ -31,7 +31,7 @@ def measure(target: Target, streams: int, rounds: int) -> Measured:
     for number in range(rounds + 1):
         requests = [
             target.request(
-                f"Story {number}-{streams}-{index}: tell me a long story about {index + 2} foxes and a river.",
+                f"Story {number}-{streams}-{index}: tell me about {index + 2} foxes and a river.",
                 stream=True,
                 max_tokens=TOKENS,
                 temperature=0,
@@ -47,9 +47,7 @@ def measure(target: Target, streams: int, rounds: int) -> Measured:
         statistics.median(result.tokens_per_s for result in results[1:]),
         statistics.median(result.ttft_p50_s for result in results[1:]),
     )
-    say(
-        f"  {streams} streams: {measured.tokens_per_s:.0f} tokens/s, TTFT p50 {measured.ttft_p50_s * 1e3:.0f} ms"
-    )
+    say(f"  {streams} streams: {measured.tokens_per_s:.0f} tok/s, TTFT {measured.ttft_p50_s * 1e3:.0f} ms")
     return measured
 
 
@@ -58,11 +56,10 @@ def bench(setting: Setting) -> None:
     rounds = QUICK_ROUNDS if setting.quick else ROUNDS
     with whole_platform(setting.work) as platform:
         platform.load()
-        first_token_at(platform.target)
         ours = [measure(platform.target, streams, rounds) for streams in STREAMS]
         platform.unload()
-    with bare_vllm(platform.model_path, setting.work) as bare:
-        first_token_at(bare)
+    with bare_vllm(platform.model_path, setting.work) as (bare, process):
+        first_token_at(bare, process)
         theirs = [measure(bare, streams, rounds) for streams in STREAMS]
     for streams, our, their in zip(STREAMS, ours, theirs, strict=True):
         emit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
 import time
 from urllib.parse import urlsplit
 
@@ -13,8 +14,8 @@ from tests.bench.processes import START_DEADLINE_S, ServerFailed
 _RETRY_S = 0.02
 
 
-def first_token_at(target: Target) -> float:
-    """The clock (``time.perf_counter``) at the first token; raises ServerFailed after START_DEADLINE_S."""
+def first_token_at(target: Target, server: subprocess.Popen[bytes]) -> float:
+    """The clock (``perf_counter``) at the first token; ServerFailed if the server ends or is too late."""
     give_up = time.perf_counter() + START_DEADLINE_S
     while True:
         found = _try(target)
@@ -24,6 +25,8 @@ def first_token_at(target: Target) -> float:
             raise ServerFailed(
                 f"{target.url} gave no token of {target.model} in time; its last answer: {found}"
             )
+        if server.poll() is not None:
+            raise ServerFailed(f"{target.url} ended with {server.returncode}; its last answer: {found}")
         time.sleep(_RETRY_S)
 
 

@@ -1,7 +1,7 @@
 """An OpenAI-compatible backend that answers at once, for measuring the proxies in front of it.
 
-``python -m tests.bench.instant_backend PORT``. Every answer is a prepared byte string: 64 chunks when streamed, all 64
-tokens in one JSON body otherwise.
+``python -m tests.bench.instant_backend PORT``. Every answer is a prepared byte string: 64 chunks when
+streamed, all 64 tokens in one JSON body otherwise.
 """
 
 from __future__ import annotations

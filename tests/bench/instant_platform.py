@@ -41,12 +41,18 @@ def instant_platform(work: Path) -> Iterator[InstantPlatform]:
         _python(["manage.py", "migrate", "--verbosity", "0"], env)
         rows = json.loads(_python(["-m", "tests.bench.instant_rows"], env).splitlines()[-1])
         target = Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=rows["api_key"])
-        engine = [sys.executable, "-m", "tests.bench.instant_engine", rows["deployment"], env["REDIS_URL"]]
-        daphne = [Path(sys.executable).with_name("daphne"), "-b", "127.0.0.1", "-p", str(port)]
+        engine = [sys.executable, "-m", "tests.bench.instant_worker", rows["deployment"], env["REDIS_URL"]]
+        daphne: list[str | Path] = [
+            Path(sys.executable).with_name("daphne"),
+            "-b",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ]
         daphne += ["--no-server-name", "-v", "0", "mmserve.asgi:application"]
         with running(daphne, gateway_log, env) as gateway, running(engine, engine_log, env):
             wait_until(lambda: status_of(port, "/readyz") == 200, gateway, gateway_log)
-            first_token_at(target)
+            first_token_at(target, gateway)
             yield InstantPlatform(target, gateway.pid)
 
 

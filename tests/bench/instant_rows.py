@@ -1,7 +1,7 @@
 """The rows of a platform whose one model is served by the instant engine; prints its credentials as JSON.
 
-``python -m tests.bench.instant_rows`` with the platform's environment, after ``manage.py migrate``. No node runs in
-that platform, so the deployment's wish for a replica is written down without the question whether it would fit.
+``python -m tests.bench.instant_rows`` with the platform's environment, after ``manage.py migrate``. No
+node runs in that platform, so the wish for a replica is written down without asking whether it fits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import django
 
 MODEL = "instant"
 ACTOR = "benchmark"
+CONTEXT_TOKENS = 8192
 
 
 def create() -> dict[str, str]:
-    """Model, ready version, default alias and deployment; the first start's credentials and the deployment's name."""
+    """Model, ready version, default alias, deployment; returns credentials and the deployment's name."""
     from django.conf import settings
 
     from inference.actions import ensure_deployment
@@ -26,7 +27,6 @@ def create() -> dict[str, str]:
     from registry.actions import promote, register_model, register_version
     from registry.actions.versions import finish_import, transition
     from registry.models import VersionState
-    from tests.bench.instant_engine import CONTEXT_TOKENS
 
     model = register_model(MODEL, actor=ACTOR)
     source = (Path(settings.DATA_DIR) / MODEL).as_uri()

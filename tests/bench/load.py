@@ -1,7 +1,7 @@
-"""A load generator for chat completions: raw HTTP/1.1 keep-alive on asyncio.Protocol, no task and no future an answer.
+"""A load generator for chat completions: raw HTTP/1.1 keep-alive on asyncio.Protocol.
 
-It shares its cores with what it measures, so an answer's bytes are only collected while they arrive; they are counted
-and checked once, when the answer is whole. An answer that is not a good one is kept as an error and fails the run.
+It shares its cores with what it measures, so an answer's bytes are only collected while they arrive; they are
+counted and checked once, when the answer is whole. A wrong answer is kept as an error and fails the run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One good answer: clock readings in seconds, chunks that carried text, tokens by the server's own count."""
+    """One good answer: clock readings (s), chunks that carried text, tokens by the server's own count."""
 
     sent: float
     first: float
@@ -210,7 +210,7 @@ class _Connection(asyncio.Protocol):
 
 def dechunked(body: bytes) -> bytes:
     """The payload of a body in HTTP/1.1 chunks."""
-    payload = []
+    payload: list[bytes] = []
     at = 0
     while True:
         line_end = body.index(b"\r\n", at)
@@ -246,15 +246,16 @@ async def generate(
 ) -> Result:
     """Send ``total`` requests, or as many as fit ``duration_s``, always one a connection; raises LoadFailed.
 
-    With ``total`` equal to ``connections`` it is one burst. Answers that end after ``duration_s`` are checked, but not
-    counted.
+    With ``total`` equal to ``connections`` it is one burst. Answers that end after ``duration_s`` are
+    checked, but not counted.
     """
     where = urlsplit(url)
+    host, port = where.hostname or "127.0.0.1", where.port or 80
     loop = asyncio.get_running_loop()
     run = _Run(requests, stream, total, float("inf"))
     made = []
     for _ in range(connections):
-        opening = loop.create_connection(lambda: _Connection(run), where.hostname, where.port)
+        opening = loop.create_connection(lambda: _Connection(run), host, port)
         made.append((await asyncio.wait_for(opening, CONNECT_DEADLINE_S))[1])
     started = time.perf_counter()
     if duration_s is not None:

@@ -1,7 +1,7 @@
 """The peers that we measure against, in a virtualenv of their own: ``.venv-peers`` at the repository's root.
 
-``python -m tests.bench.peers`` installs them. One that cannot be installed is reported with pip's own words, and the
-benchmarks that need it print a line without a ratio.
+``python -m tests.bench.peers`` installs them. One that cannot be installed is reported with pip's own words,
+and the benchmarks that need it print a line without a ratio.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 from tests.bench.processes import ROOT
 from tests.bench.report import say
@@ -47,7 +48,18 @@ def need(requirement: str) -> None:
     say(f"installing {requirement} into {HOME.name}")
     if not PYTHON.exists():
         venv.create(HOME, with_pip=True)
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--retries", "2", "--timeout", "20", requirement]
+    command: list[str | Path] = [
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--retries",
+        "2",
+        "--timeout",
+        "20",
+        requirement,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PIP_DEADLINE_S)
     except subprocess.TimeoutExpired as late:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.completion import first_token_at
 from tests.bench.load import Target
 from tests.bench.processes import (
     ROOT,
@@ -39,14 +41,16 @@ class Platform:
     port: int
     target: Target
     model_path: Path
+    process: subprocess.Popen[bytes]
 
     def rest(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One management request; raises ServerFailed with the answer unless it is a 2xx."""
         return _rest(self.port, self.target.api_key, method, path, body)
 
-    def load(self) -> None:
-        """Ask for the model to be loaded; returns at once."""
+    def load(self) -> float:
+        """Ask for the model to be loaded, then for an answer until there is one; the clock at its first."""
         self.rest("POST", f"/v1/models/{self.target.model}/load", {})
+        return first_token_at(self.target, self.process)
 
     def unload(self) -> None:
         """Unload the model and wait until its memory is free."""
@@ -85,6 +89,7 @@ def whole_platform(work: Path) -> Iterator[Platform]:
             port,
             Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=api_key),
             configs[0].parent,
+            process,
         )
         yield platform
 

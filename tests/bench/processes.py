@@ -50,7 +50,7 @@ def log_end(log: Path) -> str:
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until ``ready`` says so; raises ServerFailed when the process ends or START_DEADLINE_S has passed."""
+    """Wait until ``ready`` says so; raises ServerFailed when the process ends or START_DEADLINE_S is over."""
     give_up = time.monotonic() + START_DEADLINE_S
     while not ready():
         if process.poll() is not None:

@@ -36,7 +36,7 @@ def backend(work: Path) -> Iterator[Target]:
 
 @contextmanager
 def litellm(behind: Target, work: Path) -> Iterator[Target]:
-    """LiteLLM's proxy with one worker, a master key (no database) and logging off: its fastest honest setting."""
+    """LiteLLM's proxy with one worker, a master key and no logs: its fastest honest setting."""
     peers.need(peers.LITELLM)
     port = free_port()
     config = work / "litellm.yaml"

@@ -1,9 +1,8 @@
 """``make bench``: every benchmark, as JSON lines on stdout and progress on stderr.
 
-A line is ``{"name","value","unit","peer","peer_value","ratio"}``, and ``note`` where something has to be said. ``ratio``
-is always ours over the peer's: for a rate more is better, for a time (``ms``, ``s``) less. A benchmark that fails gives
-a line without a value that says why, and the exit code 1;
-the servers' logs are kept then.
+A line is ``{"name","value","unit","peer","peer_value","ratio"}``, and ``note`` where something has to be
+said. ``ratio`` is always ours over the peer's: for a rate more is better, for a time (``ms``, ``s``) less. A
+benchmark that fails gives a line without a value that says why, and the exit code 1; the servers' logs are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import bench_gateway, bench_memory, bench_start, bench_stream
+from tests.bench import bench_gateway, bench_memory, bench_start, bench_stream, bench_worker
 from tests.bench.load import LoadFailed
 from tests.bench.peers import PeerMissing
 from tests.bench.processes import ServerFailed
@@ -27,6 +26,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "start": bench_start.bench,
     "gateway": bench_gateway.bench,
     "memory": bench_memory.bench,
+    "worker": lambda _: bench_worker.main(),
 }
 
 

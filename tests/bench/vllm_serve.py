@@ -1,7 +1,7 @@
 """``python -m tests.bench.vllm_serve MODEL …``: vLLM's own ``vllm serve``, all of it.
 
-The CPU build's distribution is not called vllm, so ``importlib.metadata.version("vllm")`` fails and the shipped command
-does not start. Only that look-up is answered here; the server is vLLM's.
+The CPU build's distribution is not called vllm, so ``importlib.metadata.version("vllm")`` fails and the
+shipped command does not start. Only that look-up is answered here; the server is vLLM's.
 """
 
 from __future__ import annotations
