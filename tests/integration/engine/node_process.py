@@ -1,0 +1,45 @@
+"""A node without rows: does what it is told on stdin, and tells on stdout what happens, a JSON line each."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from typing import Any
+
+import msgspec
+
+from inference.node.supervisor import ReplicaSupervisor
+from inference.protocol import ReplicaSpec
+
+
+def tell(**news: Any) -> None:
+    print(json.dumps(news), flush=True)
+
+
+def main() -> None:
+    supervisor = ReplicaSupervisor()
+    was_ready = False
+    while True:
+        if supervisor.template_ready != was_ready:
+            was_ready = not was_ready
+            tell(template_ready=was_ready)
+        for ended in supervisor.poll():
+            tell(exit=ended.replica, reason=ended.reason, log_tail=ended.log_tail, code=ended.code)
+        readable, _, _ = select.select([sys.stdin], [], [], 0.05)
+        if not readable:
+            continue
+        line = sys.stdin.readline()
+        if not line:
+            supervisor.close()
+            return
+        command = json.loads(line)
+        if "start" in command:
+            spec = msgspec.convert(command["start"], ReplicaSpec)
+            tell(started=spec.replica, pid=supervisor.start(spec))
+        else:
+            supervisor.stop(command["stop"], 20.0)
+
+
+if __name__ == "__main__":
+    main()
