@@ -76,7 +76,6 @@ class Generator:
         admission: Admission,
         controls: Controls,
         reply_to: str,
-        settled: asyncio.Event,
     ) -> None:
         self._config = config
         self._table = table
@@ -85,7 +84,6 @@ class Generator:
         self._admission = admission
         self._controls = controls
         self._reply_to = reply_to
-        self._settled = settled
 
     def decide(self, plan: Plan, decision_id: str) -> Decision:
         """Who would serve this; nothing is run."""
@@ -95,9 +93,9 @@ class Generator:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
         request_id = new_id()
         decision = self.decide(plan, request_id)
-        if decision.chosen is None and not self._settled.is_set():
+        while decision.chosen is None and not self._live.settled:
             # This process has only just begun to hear beats: what it has not heard of may well be ready.
-            await self._settled.wait()
+            await self._live.news()
             decision = self.decide(plan, request_id)
         table = self._table()
         if decision.chosen is None:

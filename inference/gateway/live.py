@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,23 @@ class LiveState:
     def __init__(self) -> None:
         self._beats: dict[str, tuple[ReplicaBeat, float]] = {}
         self._loads: dict[str, DeploymentLoad] = {}
+        self._news = asyncio.Event()
+        self._settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether this process has listened long enough to have heard of every replica."""
+        return self._settled
+
+    def settle(self) -> None:
+        """From now on, a replica that was not heard of is not there."""
+        self._settled = True
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait for the next beat, or for the settling, which comes within a few heartbeats."""
+        self._news.clear()
+        await self._news.wait()
 
     @property
     def loads(self) -> Mapping[str, DeploymentLoad]:
@@ -41,6 +59,7 @@ class LiveState:
             return
         self._beats[beat.replica] = (beat, now)
         self._sum_up(beat.deployment)
+        self._news.set()
 
     def lost(self, replica: str) -> None:
         """A ``replica.lost`` arrived: its node saw it die."""

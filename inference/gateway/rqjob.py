@@ -1,6 +1,6 @@
 """A generate job exactly as RQ 3 keeps it (``rq.job.Job.to_dict`` with the JSON serializer), without a Job object.
 
-Building rq's own Job and queue objects costs more than the rest of the admission; tests/unit/gateway/test_rqjob.py
+Building rq's own Job and queue objects costs more than the rest of the admission; tests/integration/gateway/test_rqjob.py
 holds this layout against the installed RQ.
 """
 

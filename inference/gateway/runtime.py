@@ -69,7 +69,6 @@ class GatewayRuntime:
         self._later = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
         self.admission = Admission(self.redis, self.config, fast=self._fast, later=self._later)
         self._connected = asyncio.Event()
-        self._settled = asyncio.Event()
         self._spawn("table", self.table.run)
         self._spawn("admission", self._fast.run)
         self._spawn("settlement", self._later.run)
@@ -152,7 +151,6 @@ class GatewayRuntime:
             admission=self.admission,
             controls=self.controls,
             reply_to=self._channel,
-            settled=self._settled,
         )
         recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
@@ -161,7 +159,7 @@ class GatewayRuntime:
         self._spawn("liveness", lambda: keep_alive_key(self.redis, self._channel, self._renew_leases))
         self._connected.set()
         await asyncio.sleep(SETTLE_BEATS * HEARTBEAT_S)
-        self._settled.set()
+        self.live.settle()
 
     async def _renew_leases(self) -> None:
         now = time.monotonic()

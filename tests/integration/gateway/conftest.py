@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -73,6 +74,7 @@ class Gateway:
         self.redis_url = redis_url
         self.keys = FakeKeys()
         self.table = table()
+        self.database_away = False
         self.layer = RedisPubSubChannelLayer(hosts=[redis_url])
         self.runtime = GatewayRuntime(
             GatewayConfig(redis_url=redis_url, **config),
@@ -90,6 +92,8 @@ class Gateway:
         return self.table
 
     async def _revision(self) -> int:
+        if self.database_away:
+            raise OSError("connection refused")
         return self.table.revision
 
 
@@ -109,3 +113,10 @@ def open_gateway(redis_url: str) -> Callable[..., contextlib.AbstractAsyncContex
             await gateway.layer.flush()
 
     return opened
+
+
+async def heard(gateway: Gateway) -> None:
+    """Until the gateway has heard of a ready replica."""
+    async with asyncio.timeout(10):
+        while not any(load.ready for load in gateway.runtime.live.loads.values()):
+            await asyncio.sleep(0.01)

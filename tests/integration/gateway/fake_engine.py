@@ -80,6 +80,8 @@ class FakeEngine:
         self.pulling = asyncio.Event()
         self.pulling.set()
         self.lose: Callable[[dict[str, Any]], bool] = lambda message: False
+        self.state = "ready"
+        self.stage = ""
         self.batch = False  # send all events of a job in one message
         self.jobs: dict[str, GenerateRequest] = {}
         self.cancelled: list[str] = []
@@ -125,7 +127,7 @@ class FakeEngine:
             while self._running:
                 await asyncio.wait(list(self._running.values()))
 
-    async def beat(self, **more: Any) -> None:
+    async def beat(self) -> None:
         await self._layer.group_send(
             GATEWAYS,
             {
@@ -133,12 +135,12 @@ class FakeEngine:
                 "replica": self.replica,
                 "deployment": self.deployment,
                 "worker": f"worker-{self.replica}",
-                "state": "ready",
+                "state": self.state,
+                "stage": self.stage,
                 "at": time.time(),
                 "max_streams": 64,
                 "jobs_per_s": 2.0,
                 "context_length": 2048,
-                **more,
             },
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 import redis as redis_sync
 
 from inference.protocol import ACCEPTED, DELTA, DONE
+from tests.integration.gateway.conftest import heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
 
 CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}], "stream": True}
@@ -159,7 +160,7 @@ async def test_a_job_that_redis_forgot_is_enqueued_again(open_gateway):
         open_gateway() as gateway,
         FakeEngine(gateway.redis_url, gateway.layer, script=words("late")) as engine,
     ):
-        await settled(gateway)
+        await heard(gateway)
         engine.pulling.clear()
         async with gateway.client.begin("/v1/chat/completions", CHAT) as (response, task, _):
             client = redis_sync.Redis.from_url(gateway.redis_url)
@@ -182,16 +183,9 @@ async def test_a_request_past_its_deadline_gets_504(open_gateway):
         gateway.table = gateway.table_with(revision=2, default_deadline_s=0.5)
         await gateway.runtime.table.look()
         async with FakeEngine(gateway.redis_url, gateway.layer, script=nothing) as engine:
-            await settled(gateway)
+            await heard(gateway)
             body = {"model": "acme/echo", "prompt": "say"}
             response = await gateway.client.post("/v1/completions", body)
             await engine.until(lambda: bool(engine.cancelled))
     assert response.status == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
-
-
-async def settled(gateway) -> None:
-    """Until the gateway has heard of a ready replica."""
-    async with asyncio.timeout(10):
-        while not any(load.ready for load in gateway.runtime.live.loads.values()):
-            await asyncio.sleep(0.01)
