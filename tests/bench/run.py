@@ -2,12 +2,13 @@
 
 A line is ``{"name","value","unit","peer","peer_value","ratio"}``, and ``note`` where something has to be
 said. ``ratio`` is always ours over the peer's: for a rate more is better, for a time (``ms``, ``s``) less. A
-benchmark that fails gives a line without a value that says why, and the exit code 1; the servers' logs are kept.
+benchmark that fails gives a line without a value that says why, and the exit code 1; its logs are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -39,7 +40,8 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="mmserve-bench-"))
     failed = []
     for name in arguments.only or BENCHES:
-        say(f"bench {name}")
+        # Figures taken beside other work are worth little: let the reader see it.
+        say(f"bench {name}, load average {os.getloadavg()[0]:.1f}")
         try:
             BENCHES[name](Setting(work=work, quick=arguments.quick))
         except (ServerFailed, LoadFailed, PeerMissing) as problem:
