@@ -54,7 +54,9 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
     """Change a deployment's options and bounds; a running replica keeps the engine options it was started with."""
     for field in changes:
         if field not in EDITABLE:
-            raise InvalidRequest(f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field)
+            raise InvalidRequest(
+                f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field
+            )
     row = Deployment.objects.select_for_update().get(pk=deployment.pk)
     before = {field: getattr(row, field) for field in changes}
     for field, value in changes.items():

@@ -22,17 +22,25 @@ class Deployment(models.Model):
         default="auto",
         choices=[(name, name) for name in ("auto", "bfloat16", "float16", "float32")],
     )
-    context_length = models.PositiveIntegerField(null=True, blank=True, help_text="tokens; empty: the model's own")
+    context_length = models.PositiveIntegerField(
+        null=True, blank=True, help_text="tokens; empty: the model's own"
+    )
     max_streams = models.PositiveIntegerField(
-        default=64, validators=[MinValueValidator(1), MaxValueValidator(4096)], help_text="requests in one running batch"
+        default=64,
+        validators=[MinValueValidator(1), MaxValueValidator(4096)],
+        help_text="requests in one running batch",
     )
     kv_cache_bytes = models.PositiveBigIntegerField(
         default=512 * 2**20, validators=[MinValueValidator(2**20)], help_text="memory for the KV cache"
     )
     prefix_caching = models.BooleanField(default=True)
-    in_process = models.BooleanField(default=True, help_text="off: the engine core gets a process of its own (big GPUs)")
+    in_process = models.BooleanField(
+        default=True, help_text="off: the engine core gets a process of its own (big GPUs)"
+    )
     queue_bound = models.PositiveIntegerField(
-        default=512, validators=[MinValueValidator(1)], help_text="waiting requests beyond which clients get 429"
+        default=512,
+        validators=[MinValueValidator(1)],
+        help_text="waiting requests beyond which clients get 429",
     )
     deadline_s = models.PositiveIntegerField(
         "deadline (s)", default=600, validators=[MinValueValidator(1)], help_text="a request's whole life"
@@ -101,7 +109,9 @@ class Replica(models.Model):
     state = models.CharField(max_length=20, choices=ReplicaState, default=ReplicaState.PENDING, db_index=True)
     stop_requested = models.BooleanField(default=False)
     reason = models.TextField(blank=True)
-    superseded = models.BooleanField(default=False, help_text="a later load was asked for: no longer counts as a failed try")
+    superseded = models.BooleanField(
+        default=False, help_text="a later load was asked for: no longer counts as a failed try"
+    )
     reserved_bytes = models.BigIntegerField()
     pid = models.PositiveIntegerField(null=True, blank=True)
     log_path = models.CharField(max_length=500, blank=True)

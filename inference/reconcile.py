@@ -29,7 +29,11 @@ def reconcile() -> None:
     """One pass over all deployments."""
     bury_lost_nodes()
     for deployment in Deployment.objects.select_related("version__model"):
-        alive = list(deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related("device__node"))
+        alive = list(
+            deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related(
+                "device__node"
+            )
+        )
         for replica in alive[deployment.replicas :]:
             request_stop(replica)
         for _ in range(deployment.replicas - len(alive)):

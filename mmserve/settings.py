@@ -29,7 +29,7 @@ def _secret_key() -> str:
 
 
 def embedded_redis_socket() -> Path:
-    """Unix socket of the embedded Redis; outside DATA_DIR where that path is too long for a socket (107 bytes)."""
+    """The embedded Redis; outside DATA_DIR where that path is too long for a unix socket (107 bytes)."""
     path = DATA_DIR / "redis" / "redis.sock"
     if len(str(path)) <= 100:
         return path
@@ -178,7 +178,9 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("MMSERVE_SECURE_COOKIES", default=False)
 SECURE_CONTENT_TYPE_NOSNIFF = True
 
-KNOX_TOKEN_MODEL = "mmserve.AccessKey"
+# AccessKey stands in for knox's own token: without this, knox's migrations would make its table all the same.
+MIGRATION_MODULES = {"knox": None}
+KNOX_TOKEN_MODEL = "mmserve.AccessKey"  # noqa: S105 - a model, not a token
 REST_KNOX = {
     "TOKEN_PREFIX": "mms-",
     "AUTH_HEADER_PREFIX": "Bearer",

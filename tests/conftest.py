@@ -18,7 +18,18 @@ from tests.settings import SESSION_DIR
 def start_redis(socket: Path, *options: str) -> subprocess.Popen[bytes]:
     """A real Redis server on a unix socket, gone with this process's end by its caller."""
     process = subprocess.Popen(
-        ["redis-server", "--unixsocket", str(socket), "--port", "0", "--save", "", "--dir", str(socket.parent), *options],
+        [
+            "redis-server",
+            "--unixsocket",
+            str(socket),
+            "--port",
+            "0",
+            "--save",
+            "",
+            "--dir",
+            str(socket.parent),
+            *options,
+        ],
         stdout=subprocess.DEVNULL,
     )
     client = redis.Redis(unix_socket_path=str(socket))

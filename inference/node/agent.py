@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
+import redis
 from django.conf import settings
 from django.utils import timezone
 
@@ -98,8 +99,8 @@ class NodeAgent:
         log.info("started %s as pid %s", replica, pid)
 
     def _promote_if_ready(self, replica: Replica, now: datetime) -> bool:
-        raw = connection().get(beat_key(str(replica.pk)))
-        if raw is None or msgspec.json.decode(raw, type=ReplicaBeat).state != "ready":
+        beat = last_beat(str(replica.pk))
+        if beat is None or beat.state != "ready":
             return False
         Replica.objects.filter(pk=replica.pk, state=ReplicaState.LOADING).update(
             state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
@@ -125,11 +126,19 @@ class NodeAgent:
             return
         state = ReplicaState.STOPPED if asked else ReplicaState.FAILED
         # One that had served is started again at once; only failed loads count towards the backoff.
-        self._end(replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail)
+        self._end(
+            replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail
+        )
         log.log(logging.INFO if asked else logging.ERROR, "%s ended: %s", replica, ended.reason)
 
     def _end(
-        self, replica: Replica, state: ReplicaState, reason: str, *, superseded: bool = False, log_tail: str = ""
+        self,
+        replica: Replica,
+        state: ReplicaState,
+        reason: str,
+        *,
+        superseded: bool = False,
+        log_tail: str = "",
     ) -> None:
         Replica.objects.filter(pk=replica.pk).update(
             state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
@@ -141,6 +150,20 @@ class NodeAgent:
         self.supervisor.close()
         for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
             self._end(replica, ReplicaState.STOPPED, "the node was stopped")
+
+
+def last_beat(replica: str) -> ReplicaBeat | None:
+    """A replica's last heartbeat, while it is fresh."""
+    raw = connection().get(beat_key(replica))
+    return None if raw is None else msgspec.json.decode(raw, type=ReplicaBeat)
+
+
+def watched_beat(replica: str) -> ReplicaBeat | None:
+    """The same for the supervisor, which knows nothing of Redis."""
+    try:
+        return last_beat(replica)
+    except redis.RedisError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def engine_options(deployment: Deployment) -> EngineOptions:

@@ -40,7 +40,9 @@ def _nvidia() -> list[LocalDevice]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            found.append(LocalDevice(f"gpu:{index}", pynvml.nvmlDeviceGetName(handle), total, int(total * GPU_SHARE)))
+            found.append(
+                LocalDevice(f"gpu:{index}", pynvml.nvmlDeviceGetName(handle), total, int(total * GPU_SHARE))
+            )
         return found
     finally:
         pynvml.nvmlShutdown()

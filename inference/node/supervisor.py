@@ -23,7 +23,9 @@ from inference.protocol import ReplicaBeat, ReplicaSpec
 log = logging.getLogger(__name__)
 
 TEMPLATE_TIMEOUT_S = 180.0
-HUNG_AFTER_S = 60.0
+# A step may be a long prefill; but an engine's heartbeat comes from a thread of its own.
+NO_STEP_AFTER_S = 120.0
+NO_BEAT_AFTER_S = 10.0
 LOG_TAIL_BYTES = 4000
 RESTART_TEMPLATE_AFTER_S = 1.0
 
@@ -52,7 +54,10 @@ class ReplicaSupervisor:
     """Owns the template process and the engines forked from it. Not thread-safe: one owner calls it."""
 
     def __init__(self, *, beat: Callable[[str], ReplicaBeat | None] | None = None) -> None:
-        """`beat` reads a replica's last heartbeat, for the progress watchdog; None switches the watchdog off."""
+        """`beat` reads a replica's last heartbeat, for the progress watchdog; None switches the watchdog off.
+
+        It raises ConnectionError when heartbeats cannot be read: nothing is concluded from that.
+        """
         become_subreaper()
         self._beat = beat
         self._engines: dict[str, _Engine] = {}
@@ -101,30 +106,30 @@ class ReplicaSupervisor:
     def poll(self) -> list[ReplicaExit]:
         """Reap what ended, kill what outlived its grace or hangs, keep a template at hand. Call it often."""
         now = time.monotonic()
+        self._kill_late(now)
         for engine in self._engines.values():
-            if engine.kill_at is not None and now >= engine.kill_at:
-                self._kill(engine, "it did not drain within its grace")
             self._watch(engine, now)
-        exits = [found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None]
+        exits = [
+            found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None
+        ]
         self._keep_template(now)
         return exits
 
-    def close(self) -> None:
+    def close(self, grace_s: float = 30.0) -> None:
         """Stop every engine (drain first), then the template."""
         for replica in list(self._engines):
-            self.stop(replica, 30.0)
+            self.stop(replica, grace_s)
         while self._engines:
-            self.poll_engines_only()
+            self._kill_late(time.monotonic())
+            for engine in list(self._engines.values()):
+                self._reap(engine)
             time.sleep(0.02)
         self._drop_template()
 
-    def poll_engines_only(self) -> None:
-        """Reap and kill, without starting a template anew."""
-        now = time.monotonic()
-        for engine in list(self._engines.values()):
+    def _kill_late(self, now: float) -> None:
+        for engine in self._engines.values():
             if engine.kill_at is not None and now >= engine.kill_at:
                 self._kill(engine, "it did not drain within its grace")
-            self._reap(engine)
 
     def _reap(self, engine: _Engine) -> ReplicaExit | None:
         try:
@@ -144,15 +149,21 @@ class ReplicaSupervisor:
         """A process that is there is not yet one that works: running requests must make steps."""
         if self._beat is None or engine.killed_because:
             return
-        beat = self._beat(engine.spec.replica)
-        if beat is None or beat.running == 0 or beat.steps != engine.steps:
-            if beat is not None:
-                engine.steps = beat.steps
-                engine.progress_at = now
-            elif engine.steps < 0:
-                engine.progress_at = now  # still loading: it has not beaten yet
-        if now - engine.progress_at > HUNG_AFTER_S:
-            self._kill(engine, f"no progress for {HUNG_AFTER_S:.0f} s")
+        try:
+            beat = self._beat(engine.spec.replica)
+        except ConnectionError:
+            engine.progress_at = now
+            return
+        if beat is None:
+            if engine.steps < 0:
+                engine.progress_at = now  # it has not beaten yet: still starting
+            elif now - engine.progress_at > NO_BEAT_AFTER_S:
+                self._kill(engine, f"no heartbeat for {NO_BEAT_AFTER_S:.0f} s")
+        elif beat.running == 0 or beat.steps != engine.steps:
+            engine.steps = beat.steps
+            engine.progress_at = now
+        elif now - engine.progress_at > NO_STEP_AFTER_S:
+            self._kill(engine, f"no engine step for {NO_STEP_AFTER_S:.0f} s")
 
     def _kill(self, engine: _Engine, why: str) -> None:
         engine.killed_because = engine.killed_because or why

@@ -39,7 +39,11 @@ EVERYWHERE = (
     "vllm.model_executor.models.qwen3",
     "vllm.v1.structured_output.backend_guidance",
 )
-ON_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner", "vllm.v1.attention.backends.cpu_attn")
+ON_CPU = (
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.v1.attention.backends.cpu_attn",
+)
 
 
 def warm(*, on_cpu: bool) -> None:

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError, close_old_connections
 
-from inference.node.agent import NodeAgent
+from inference.node.agent import NodeAgent, watched_beat
 from inference.node.supervisor import ReplicaSupervisor
 from inference.notify import connection
 from inference.protocol import node_channel
@@ -33,7 +33,7 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        supervisor = ReplicaSupervisor()
+        supervisor = ReplicaSupervisor(beat=watched_beat)
         try:
             agent = NodeAgent(options["name"], supervisor)
             self._run(agent, options["name"], stop)

