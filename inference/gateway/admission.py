@@ -53,10 +53,10 @@ class Admission:
         self._redis = redis
         self._fast = fast
         self._later = later
-        self._admit = Script(redis, "admit")
-        self._settle = Script(redis, "settle")
-        self._withdraw = Script(redis, "withdraw")
-        self._whereabouts = Script(redis, "whereabouts")
+        self._admit = Script("admit")
+        self._settle = Script("settle")
+        self._withdraw = Script("withdraw")
+        self._whereabouts = Script("whereabouts")
 
     async def admit(
         self,
@@ -70,7 +70,7 @@ class Admission:
         now: float,
         replaces: str = "",
     ) -> Rates:
-        """Enqueue the job or raise the 429 that stands in its way; with ``replaces`` it takes that job's place."""
+        """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way."""
         queue = queue_name(deployment.id, request.priority)
         fields = job_fields(
             request,
@@ -175,7 +175,8 @@ def _refusal(
         drain_s = (waiting - bound + 1) / drain_per_s if drain_per_s > 0 else UNKNOWN_DRAIN_S
         pace = f"{drain_per_s:.2g} a second" if drain_per_s > 0 else "a pace not measured yet"
         return QueueFull(
-            f"The queue of {deployment.served_id} is full: {waiting} requests wait, {bound} may; it drains at {pace}.",
+            f"The queue of {deployment.served_id} is full: {waiting} requests wait, {bound} may; "
+            f"it drains at {pace}.",
             retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, drain_s)),
         )
     if verdict == b"requests":

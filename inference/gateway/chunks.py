@@ -24,7 +24,7 @@ def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> 
 
 
 class Chunks:
-    """Chunks of one stream; ``before`` and ``after`` frame each (SSE's ``data: …`` or a WebSocket frame's object)."""
+    """Chunks of one stream; ``before`` and ``after`` frame each: SSE's ``data: …``, or a WebSocket frame."""
 
     __slots__ = (
         "_after",

@@ -18,8 +18,8 @@ SEND_TIMEOUT_S = 5.0
 class Controls:
     """Outgoing control messages; its owner runs ``run()`` as a task.
 
-    A message that cannot be sent is dropped: whoever still misses something asks again, and a replica that goes on
-    with a cancelled job is told so again by its next event (see Hub).
+    A message that cannot be sent is dropped: whoever still misses something asks again, and a replica that
+    goes on with a cancelled job is told so again after its next event (see Hub).
     """
 
     def __init__(self, channel_layer: Any, reply_to: str) -> None:

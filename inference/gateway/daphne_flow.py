@@ -1,8 +1,8 @@
-"""What daphne lacks at the wire: push-back on slow readers, a bound on bodies, and JSON in place of its HTML errors.
+"""What daphne lacks at the wire: push-back on slow readers, a bound on bodies, JSON in place of HTML errors.
 
-daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing of a
-client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock command
-``daphne mmserve.asgi:application`` has all this.
+daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing
+of a client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock
+command ``daphne mmserve.asgi:application`` has all this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HIGH_WATER_BYTES = 256 * 1024
 LOW_WATER_BYTES = 64 * 1024
 STALLED_S = 60.0
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.25
-# How long a refused body is still read and thrown away: closing at once would reset the connection under the answer.
+# How long a refused body is still read and thrown away: to close at once would reset the connection, and the
+# client might never see the answer.
 LINGER_S = 5.0
 MAX_UNREAD_FRAMES = 256
 JSON_PATHS = (b"/v1", b"/ws", b"/healthz", b"/readyz")
@@ -39,7 +40,8 @@ def unsent_bytes(transport: Any) -> int:
     buffer = getattr(transport, "dataBuffer", None)
     if buffer is None:
         return 0  # TLS: its own layer has the buffer; behind a TLS proxy this is a plain socket
-    return len(buffer) - transport.offset + transport._tempDataLen
+    unsent: int = len(buffer) - transport.offset + transport._tempDataLen
+    return unsent
 
 
 async def drained(protocol: Any, transport: Any, connections: dict[Any, Any]) -> None:
@@ -72,7 +74,7 @@ async def handle_reply(server: Any, protocol: Any, message: dict[str, Any]) -> N
 
 
 def kill_all_applications(server: Any) -> Any:
-    """daphne's own fails on a connection whose request is still being read, and then nobody is told to stop."""
+    """daphne's own fails on a connection whose request is still being read; then nobody is told to stop."""
     running = [
         details["application_instance"]
         for details in server.connections.values()
@@ -89,8 +91,8 @@ class BoundedRequest(WebRequest):
     """Refuses a body that is too large before it is read, and speaks JSON where clients expect it."""
 
     max_body_bytes = 4 * 2**20
-    # Twisted would parse forms, and every content-type with the email package: a sixth of a request's whole cost.
-    # Neither daphne nor Django looks at what it finds.
+    # Twisted would parse forms, and every content-type with the email package: a sixth of a request's whole
+    # cost. Neither daphne nor Django looks at what it finds.
     _parsePOSTFormSubmission = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""One request in flight: the events of its attempts, in order, for the one coroutine that answers the client."""
+"""One request in flight: the events of its attempts, in order, for the coroutine that answers the client."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class Flight:
     def continuation(self) -> GenerateRequest | None:
         """The request for the rest of a text whose beginning the client has; None where it could differ.
 
-        A seeded sampler starts anew in another engine, penalties and bad words look at what is then the prompt,
-        and structured output and a choice among many have state beyond the tokens.
+        A seeded sampler starts anew in another engine, penalties and bad words look at what is then the
+        prompt, and structured output and a choice among many have state beyond the tokens.
         """
         sampling = self.request.sampling
         exact = (
@@ -196,7 +196,7 @@ class Flight:
 
 
 def merged(events: list[Event]) -> list[Event]:
-    """The same events with neighbouring deltas of one choice joined; logprobs and finish reasons keep their place."""
+    """The same events with neighbouring deltas of one choice joined."""
     found: list[Event] = []
     for event in events:
         last = found[-1] if found else None

@@ -198,8 +198,8 @@ def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: L
         prompt, output = plan.longest_token_prompt or 0, plan.sampling.max_tokens or 0
         if context and prompt + output > context:
             return ContextLengthExceeded(
-                f"{served_id} has a context of {context} tokens; the prompt has {prompt or 'an unknown number of'} "
-                f"and up to {output} were asked for.",
+                f"{served_id} has a context of {context} tokens; "
+                f"the prompt has {prompt or 'an unknown number'} and up to {output} were asked for.",
                 param="prompt" if prompt > output else "max_tokens",
             )
     if any(NO_CHAT_TEMPLATE in one.reasons for one in decision.candidates):

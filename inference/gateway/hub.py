@@ -1,4 +1,4 @@
-"""The reply hub: one Channels channel a gateway process, one receiving loop, every request in flight by job id."""
+"""The reply hub: one Channels channel a gateway process, one receiving loop, all flights by job id."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Hub:
 
     def _out_of_order(self, flight: Flight, event: list[Any], replica: str, now: float) -> None:
         if flight.replica is not None and flight.replica != replica:
-            # A job that its first engine gave back has begun again in another one: nothing of it was made before.
+            # A job that its first engine gave back has begun again in another one; nothing was made before.
             if event[1] == 0 and event[2] == ACCEPTED and flight.next_seq == 1:
                 flight.next_seq = 0
                 flight.take(event, replica, now)
@@ -99,7 +99,7 @@ class Hub:
             self._controls.resend(replica, flight.job_id, flight.next_seq)
 
     def _stray(self, event: list[Any], replica: str, now: float) -> None:
-        """An engine works for nobody: its client left, or another attempt took over. Tell it, now and then."""
+        """An engine works for nobody: its client left, or another attempt took over. Tell it so."""
         working = event[2] == ACCEPTED or (event[2] == DELTA and event[7] is None)
         if working and now - self._told.get(event[0], 0.0) > 1.0:
             if len(self._told) > 10_000:
@@ -111,7 +111,7 @@ class Hub:
 async def receive_forever(
     channel_layer: Any, channel: str, dispatch: Callable[[dict[str, Any]], None]
 ) -> None:
-    """The receiving loop. A message that makes trouble is logged and skipped: it must not end everybody's answers."""
+    """The receiving loop. A message that makes trouble is logged and skipped: it must not end all answers."""
     while True:
         message = await channel_layer.receive(channel)
         try:

@@ -19,7 +19,7 @@ MAX_REPLICAS = 10_000
 
 
 class LiveState:
-    """Replicas by id, from beats; ``now`` is a monotonic clock of this process, so hosts' clocks do not matter."""
+    """Replicas by id, from beats; ``now`` is this process's monotonic clock: hosts' clocks do not matter."""
 
     def __init__(self) -> None:
         self._beats: dict[str, tuple[ReplicaBeat, float]] = {}

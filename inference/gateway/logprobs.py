@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def chat_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+def chat_logprobs(entries: list[dict[str, Any] | None] | None) -> dict[str, Any] | None:
     """``logprobs`` of a chat choice: one object a token."""
     if entries is None:
         return None
@@ -21,6 +21,7 @@ def chat_logprobs(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None
                 ],
             }
             for entry in entries
+            if entry is not None
         ],
         "refusal": None,
     }
@@ -31,8 +32,8 @@ def completion_logprobs(
 ) -> dict[str, Any] | None:
     """``logprobs`` of a completion choice: parallel lists; ``offset`` is where the first token's text begins.
 
-    The first token of an echoed prompt has no probability (its entry is None): its text is what ``text`` has before
-    the others, its probability null.
+    The first token of an echoed prompt has no probability (its entry is None): its text is what ``text`` has
+    before the others, its probability null.
     """
     if entries is None:
         return None

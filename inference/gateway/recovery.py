@@ -1,4 +1,4 @@
-"""A waiting request is never forgotten: silence is asked about, a lost job is made again, a deadline ends it."""
+"""A waiting request is never forgotten: silence is asked about, a lost job made again, a deadline ends it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine
 
+from inference.gateway import metrics
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
@@ -115,7 +116,7 @@ class Recovery:
                 self._controls.resend(replica, job_id, flight.next_seq)
 
     async def _again(self, flight: Flight, why: str, *, engine_lost: bool) -> None:
-        """A new attempt: the rest of the text if the client has its beginning, the whole if it has nothing."""
+        """A new attempt: the rest of the text if the client has its beginning, else the whole."""
         flight.recovering = True
         if flight.finished_choices == flight.plan.choices:  # only the engine's closing word was lost
             usage = {
@@ -140,6 +141,7 @@ class Recovery:
             request = continued
         else:
             flight.forget_answer()
+        metrics.attempts.inc()
         log.warning("request %s is enqueued again: %s", request.request_id, why)
         replaced = flight.job_id
         self._hub.remove(flight)

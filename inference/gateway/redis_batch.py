@@ -1,14 +1,14 @@
-"""Scripts of many requests in one round trip: what is asked while one batch is under way goes with the next."""
+"""Scripts of many requests in one round trip: what is asked during one batch goes with the next."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
 from mmserve.errors import Unavailable
@@ -20,9 +20,9 @@ MAX_WAITING = 20_000
 class Script:
     """One Lua script of this package, known to Redis by its digest."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.source = files("inference.gateway").joinpath("lua", f"{name}.lua").read_text()
-        self.sha: str = AsyncScript(redis, self.source).sha
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisBatch:
@@ -47,7 +47,7 @@ class RedisBatch:
         return await done
 
     def post(self, script: Script, keys: list[Any], args: list[Any]) -> None:
-        """Run the script without waiting for it. While Redis is away the newest are kept, the oldest dropped."""
+        """Run the script without waiting for it. Of too many that wait, the oldest are dropped."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.popleft()
             self.dropped += 1
@@ -103,7 +103,7 @@ class RedisBatch:
         pipe = self._redis.pipeline(transaction=False)
         for _, command, _ in batch:
             pipe.execute_command(*command)
-        answers = await pipe.execute(raise_on_error=False)
+        answers: list[Any] = await pipe.execute(raise_on_error=False)
         unknown = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:  # a Redis that was restarted knows no scripts
             pipe = self._redis.pipeline(transaction=False)

@@ -1,7 +1,7 @@
-"""A generate job exactly as RQ 3 keeps it (``rq.job.Job.to_dict`` with the JSON serializer), without a Job object.
+"""A generate job exactly as RQ 3 keeps it: ``rq.job.Job.to_dict`` with the JSON serializer.
 
-Building rq's own Job and queue objects costs more than the rest of the admission; tests/integration/gateway/test_rqjob.py
-holds this layout against the installed RQ.
+RQ's own Job and Queue objects cost more than all the rest of the admission.
+tests/integration/gateway/test_rqjob.py holds this layout against the installed RQ.
 """
 
 from __future__ import annotations

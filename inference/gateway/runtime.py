@@ -35,7 +35,7 @@ SETTLE_BEATS = 3
 
 
 class GatewayRuntime:
-    """The hub, the live state, the table and the connections. ``start()`` needs a running event loop, once."""
+    """The hub, the live state, the table and the connections. ``start()`` needs a running event loop."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class GatewayRuntime:
         self._tasks.append(asyncio.create_task(self._connect()))
 
     async def ready(self) -> Generator:
-        """The generator, once this process can hear replies and knows the table; Unavailable if that takes long."""
+        """The generator, once replies are heard and the table is known; Unavailable if that takes long."""
         if not (self._connected.is_set() and self.table.loaded.is_set()):
             try:
                 async with asyncio.timeout(START_WAIT_S):

@@ -1,4 +1,4 @@
-"""The routing table and the access keys follow the configuration's revision: pushed, and polled each second."""
+"""The routing table and the access keys follow the configuration's revision: pushed, and polled."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class TableWatch:
                 if revision != self._keys_revision:
                     await self._authenticator.refresh(revision)
                     self._keys_revision = revision
-        except Exception as error:  # the sources are handed in: whatever they raise means that they are away
+        # The sources are handed in: whatever they raise means that the configuration cannot be read now.
+        except Exception as error:  # noqa: BLE001
             if self.database_failure is None or self._failure == "not asked yet":
                 log.warning("the configuration cannot be read: %s", error)
             self._failure = f"{type(error).__name__}: {error}"[:300]

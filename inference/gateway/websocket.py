@@ -1,10 +1,9 @@
-"""``/ws/v1/completions``: several requests at once on one socket, each answered in frames that carry its id."""
+"""``/ws/v1/completions``: several requests at once on one socket, answered in frames that carry their id."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -30,8 +29,6 @@ from mmserve.errors import (
     PayloadTooLarge,
     RateLimitExceeded,
 )
-
-log = logging.getLogger(__name__)
 
 PATH = "/ws/v1/completions"
 SUBPROTOCOL = "mmserve"

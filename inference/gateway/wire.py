@@ -1,7 +1,7 @@
 """What both OpenAI endpoints share: the sampling fields, their bounds, and how they become ``Sampling``.
 
-Fields that vLLM adds to OpenAI's are accepted under vLLM's names. A field that OpenAI has and mmserve has not is
-declared here too, so that its refusal can say so instead of calling it unknown.
+Fields that vLLM adds to OpenAI's are accepted under vLLM's names. A field that OpenAI has and mmserve has not
+is declared too, so that its refusal can say so instead of calling it unknown.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def prompts_of(prompt: Any) -> list[str | list[int]]:
         prompts = prompt
     else:
         raise InvalidRequest(
-            "prompt must be a string, an array of strings, an array of tokens or an array of token arrays, not a mix.",
+            "prompt must be a string, an array of strings, of tokens, or of token arrays, not a mix.",
             param="prompt",
         )
     if len(prompts) > MAX_PROMPTS:

@@ -52,7 +52,7 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """Everything that a decision reads of the configuration. ``aliases`` maps ``name@alias`` to a served id."""
+    """All that a decision reads of the configuration. ``aliases`` maps ``name@alias`` to a served id."""
 
     revision: int
     models: Mapping[str, ModelEntry]
@@ -91,7 +91,7 @@ class RoutingTable:
         )
 
     def resolve(self, model_id: str) -> VersionEntry:
-        """The version behind ``name``, ``name@version`` or ``name@alias``; else ModelNotFound with near names."""
+        """The version behind ``name``, ``name@version`` or ``name@alias``; else ModelNotFound."""
         found = self.versions.get(model_id)
         if found is not None:
             return found
@@ -102,7 +102,8 @@ class RoutingTable:
                 raise ModelNotFound(self._unknown(model_id), param="model")
             if model.default is None:
                 raise ModelNotFound(
-                    f"The model {model_id!r} has no default version. Name one: {self._versions_of(model_id)}.",
+                    f"The model {model_id!r} has no default version. Name one: "
+                    f"{self._versions_of(model_id)}.",
                     param="model",
                 )
             served_id = model.default

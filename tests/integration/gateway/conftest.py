@@ -1,9 +1,9 @@
-"""A gateway runtime over a real Redis and Channels layer, with a fake authenticator and table, and a scripted engine."""
+"""A gateway runtime over a real Redis and Channels layer, with fakes for keys, table and engine."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ from inference.gateway.websocket import SocketApp
 from mmserve.errors import AuthenticationFailed
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.client import Client
+from tests.integration.gateway.waiting import until
 
 KEY = "mm-good"
 
@@ -97,26 +98,33 @@ class Gateway:
         return self.table.revision
 
 
+@contextlib.asynccontextmanager
+async def running_gateway(redis_url: str, **config: Any) -> AsyncIterator[Gateway]:
+    gateway = Gateway(redis_url, **config)
+    gateway.runtime.start()
+    try:
+        await gateway.runtime.ready()
+        yield gateway
+    finally:
+        await gateway.runtime.stop()
+        await gateway.layer.flush()
+
+
+Opener = Callable[..., contextlib.AbstractAsyncContextManager[Gateway]]
+
+
 @pytest.fixture
-def open_gateway(redis_url: str) -> Callable[..., contextlib.AbstractAsyncContextManager[Gateway]]:
+def open_gateway(redis_url: str) -> Opener:
     """``async with open_gateway(max_body_bytes=…) as gateway``."""
+    return functools.partial(running_gateway, redis_url)
 
-    @contextlib.asynccontextmanager
-    async def opened(**config: Any) -> AsyncIterator[Gateway]:
-        gateway = Gateway(redis_url, **config)
-        gateway.runtime.start()
-        try:
-            await gateway.runtime.ready()
-            yield gateway
-        finally:
-            await gateway.runtime.stop()
-            await gateway.layer.flush()
 
-    return opened
+@pytest.fixture
+def open_gateway_at() -> Opener:
+    """The same with a Redis of the test's own: ``open_gateway_at(url)``."""
+    return running_gateway
 
 
 async def heard(gateway: Gateway) -> None:
     """Until the gateway has heard of a ready replica."""
-    async with asyncio.timeout(10):
-        while not any(load.ready for load in gateway.runtime.live.loads.values()):
-            await asyncio.sleep(0.01)
+    await until(lambda: any(load.ready for load in gateway.runtime.live.loads.values()))

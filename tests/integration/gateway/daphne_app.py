@@ -1,4 +1,4 @@
-"""What a real daphne serves in these tests: the hot path over ``REDIS_URL``, with the fakes for keys and table."""
+"""What a real daphne serves in these tests: the hot path over ``REDIS_URL``, with the fakes."""
 
 from __future__ import annotations
 

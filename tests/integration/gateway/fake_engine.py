@@ -1,4 +1,4 @@
-"""A scripted engine worker: speaks inference.protocol over the real Channels layer and real Redis, runs no model."""
+"""A scripted engine worker: speaks inference.protocol over the real Channels layer, runs no model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from inference.gateway.tasks import cancel_all
 from inference.protocol import (
@@ -147,33 +148,37 @@ class FakeEngine:
     async def _beat_forever(self) -> None:
         await self._layer_ready.wait()
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RedisError):
                 await self.beat()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _pull_jobs(self) -> None:
-        queues = [queue_name(self.deployment, priority) for priority in PRIORITIES]
         while True:
             await self.pulling.wait()
-            found = None
-            with contextlib.suppress(OSError):
-                found = await self._redis.blpop([f"rq:queue:{name}" for name in queues], timeout=1)
-            if found is None:
+            pulled = None
+            with contextlib.suppress(OSError, RedisError):
+                pulled = await self._pull()
+            if pulled is None:
                 continue
-            job_id = found[1].decode()
-            key = f"rq:job:{job_id}"
-            await self._redis.hset(
-                key, mapping={"status": "started", "worker_name": f"worker-{self.replica}"}
-            )
-            data = await self._redis.hget(key, "data")
-            if data is None:
-                continue
-            _, _, _, arguments = msgspec.json.decode(zlib.decompress(data))
-            request = msgspec.convert(arguments["request"], GenerateRequest)
+            job_id, request = pulled
             await self._note(self.jobs.__setitem__, job_id, request)
             task = asyncio.create_task(self._answer(job_id, request))
             self._running[job_id] = task
             task.add_done_callback(lambda _, job_id=job_id: self._running.pop(job_id, None))
+
+    async def _pull(self) -> tuple[str, GenerateRequest] | None:
+        queues = [f"rq:queue:{queue_name(self.deployment, priority)}" for priority in PRIORITIES]
+        found = await self._redis.blpop(queues, timeout=1)
+        if found is None:
+            return None
+        job_id = found[1].decode()
+        key = f"rq:job:{job_id}"
+        data = await self._redis.hget(key, "data")
+        if data is None:
+            return None
+        await self._redis.hset(key, mapping={"status": "started", "worker_name": f"worker-{self.replica}"})
+        _, _, _, arguments = msgspec.json.decode(zlib.decompress(data))
+        return job_id, msgspec.convert(arguments["request"], GenerateRequest)
 
     async def _answer(self, job_id: str, request: GenerateRequest) -> None:
         events: list[list[Any]] = []
@@ -191,7 +196,8 @@ class FakeEngine:
                 await self._emit(job_id, request.reply_to, ready)
                 ready = []
         await self._emit(job_id, request.reply_to, ready)
-        await self._redis.delete(f"rq:job:{job_id}")
+        with contextlib.suppress(OSError, RedisError):
+            await self._redis.delete(f"rq:job:{job_id}")
 
     async def _emit(self, job_id: str, reply_to: str, parts: list[list[Any]]) -> None:
         if not parts:
@@ -203,7 +209,7 @@ class FakeEngine:
 
     async def _send(self, channel: str, message: dict[str, Any]) -> None:
         if not self.lose(message):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RedisError):
                 await self._layer.send(channel, message)
 
     async def _control(self) -> None:

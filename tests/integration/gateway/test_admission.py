@@ -13,6 +13,7 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.usage import USAGE_STREAM
 from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
+from tests.integration.gateway.waiting import until
 
 BODY = {"model": "acme/echo", "prompt": "say", "max_tokens": 10}
 
@@ -28,9 +29,7 @@ def engine(gateway: Gateway, *texts: str) -> FakeEngine:
 
 async def usage_records(redis_url: str, count: int) -> list[dict]:
     client = redis.Redis.from_url(redis_url)
-    async with asyncio.timeout(10):
-        while len(found := client.xrange(USAGE_STREAM)) < count:
-            await asyncio.sleep(0.01)
+    found = await until(lambda: len(all := client.xrange(USAGE_STREAM)) >= count and all)
     client.close()
     return [json.loads(fields[b"record"]) for _, fields in found]
 

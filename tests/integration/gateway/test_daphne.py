@@ -22,6 +22,7 @@ from inference.gateway.usage import USAGE_STREAM
 from inference.protocol import DELTA, DONE
 from tests.integration.gateway.conftest import KEY
 from tests.integration.gateway.fake_engine import FakeEngine, usage, words
+from tests.integration.gateway.waiting import until
 
 ROOT = Path(__file__).parents[3]
 CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}]}
@@ -33,7 +34,7 @@ async def daphne(redis_url: str) -> AsyncIterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220
         [
             Path(sys.executable).with_name("daphne"),
             *("-b", "127.0.0.1", "-p", str(port), "-v", "0"),
@@ -193,9 +194,7 @@ async def test_a_client_that_hangs_up_frees_the_engine_and_is_counted_as_cancell
         assert b" 200 " in answer
         await engine.until(lambda: bool(engine.cancelled))
     client = redis_sync.Redis.from_url(redis_url)
-    async with asyncio.timeout(10):
-        while not (found := client.xrange(USAGE_STREAM)):
-            await asyncio.sleep(0.02)
+    found = await until(lambda: client.xrange(USAGE_STREAM))
     client.close()
     assert json.loads(found[0][1][b"record"])["outcome"] == "cancelled"
 

@@ -12,6 +12,7 @@ import redis
 from inference.protocol import DELTA, ERROR, GATEWAYS, GenerateRequest
 from tests.integration.gateway.conftest import Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
+from tests.integration.gateway.waiting import until
 
 COMPLETION = {"model": "acme/echo", "prompt": "say", "max_tokens": 8}
 CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}]}
@@ -211,9 +212,7 @@ async def test_a_client_that_leaves_the_queue_takes_its_job_along(open_gateway):
         busy.pulling.clear()
         client = redis.Redis.from_url(gateway.redis_url)
         async with gateway.client.begin("/v1/completions", COMPLETION) as (_, task, left):
-            async with asyncio.timeout(10):
-                while not (client.llen("rq:queue:echo.normal") or busy.jobs):
-                    await asyncio.sleep(0.01)
+            await until(lambda: client.llen("rq:queue:echo.normal") or busy.jobs)
             left.set()
             await task
         assert client.llen("rq:queue:echo.normal") == 0
@@ -293,9 +292,7 @@ async def test_a_new_revision_brings_a_new_table_and_fresh_keys(open_gateway):
     async with open_gateway() as gateway:
         gateway.table = gateway.table_with(revision=5)
         await gateway.layer.group_send(GATEWAYS, {"type": "config.revision", "revision": 5})
-        async with asyncio.timeout(10):
-            while gateway.runtime.table.revision != 5 or gateway.keys.refreshed[-1:] != [5]:
-                await asyncio.sleep(0.01)
+        await until(lambda: gateway.runtime.table.revision == 5 and gateway.keys.refreshed[-1:] == [5])
 
 
 async def test_while_the_database_is_away_the_last_table_serves(open_gateway):

@@ -10,6 +10,7 @@ import redis as redis_sync
 from inference.protocol import ACCEPTED, DELTA, DONE
 from tests.integration.gateway.conftest import heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
+from tests.integration.gateway.waiting import until
 
 CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}], "stream": True}
 LETTERS = [chr(ord("a") + at) for at in range(20)]
@@ -165,8 +166,7 @@ async def test_a_job_that_redis_forgot_is_enqueued_again(open_gateway):
         async with gateway.client.begin("/v1/chat/completions", CHAT) as (response, task, _):
             client = redis_sync.Redis.from_url(gateway.redis_url)
             # The engine's last blocking pop may still take the first job: forget whatever waits.
-            while not (client.llen("rq:queue:echo.normal") or engine.jobs):
-                await asyncio.sleep(0.01)
+            await until(lambda: client.llen("rq:queue:echo.normal") or engine.jobs)
             client.flushall()
             client.close()
             engine.pulling.set()
