@@ -166,7 +166,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True):
     served_id: str  # name@version
     model_path: str
     redis_url: str
-    options: "EngineOptions"
+    options: EngineOptions
     log_path: str
     beat_prefix: str = ""
 

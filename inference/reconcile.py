@@ -49,7 +49,8 @@ def start_one(deployment: Deployment) -> bool:
         return False
     last = failed.first()
     if last is not None and last.ended_at is not None:
-        if timezone.now() < last.ended_at + timedelta(seconds=backoff_s(tries)):
+        again_at = last.ended_at + timedelta(seconds=backoff_s(tries))
+        if timezone.now() < again_at:
             return False
     needed = estimate_for(deployment)
     with transaction.atomic():
