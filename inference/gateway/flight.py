@@ -19,6 +19,8 @@ Event = list[Any]
 # Kinds that only the gateway makes, beside those of inference.protocol.
 RESTARTED, FAILED, IDLE, GONE = 100, 101, 102, 103
 
+# A request that is not heard of for this long is asked about.
+SILENCE_S = 1.0
 # Beyond this many events that a slow reader has not taken, neighbouring deltas become one.
 MERGE_BEYOND = 256
 
@@ -137,6 +139,7 @@ class Flight:
                 self.finished_choices += 1
         elif kind == ACCEPTED:
             self.replica = replica
+            self.unknown_to.clear()
             self.prompt_tokens = sum(event[4])
         elif kind == DONE:
             self._note_usage(event[3])

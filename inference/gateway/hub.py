@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from inference.gateway.controls import Controls
-from inference.gateway.flight import Flight
+from inference.gateway.flight import SILENCE_S, Flight
 from inference.gateway.live import LiveState
 from inference.protocol import ACCEPTED, DELTA, GATEWAY_TTL_S, gateway_key
 
@@ -79,7 +79,8 @@ class Hub:
                     self._ask(flight, replica, now)
         for job_id in message.get("unknown", ()):
             flight = flights.get(job_id)
-            if flight is not None:
+            # What a replica said before it took the job may arrive after its acceptance.
+            if flight is not None and (not flight.accepted or now - flight.heard_at > SILENCE_S):
                 flight.unknown_to.add(replica)
 
     def _out_of_order(self, flight: Flight, event: list[Any], replica: str, now: float) -> None:

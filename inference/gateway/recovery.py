@@ -11,7 +11,7 @@ from inference.gateway import metrics
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
-from inference.gateway.flight import IDLE, Flight
+from inference.gateway.flight import IDLE, SILENCE_S, Flight
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
 from inference.gateway.tasks import cancel_all
@@ -21,7 +21,6 @@ from mmserve.errors import DeadlineExceeded, EngineLost, Unavailable
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-SILENCE_S = 1.0
 MAX_INQUIRY_S = 5.0
 RETRY_S = 0.5
 

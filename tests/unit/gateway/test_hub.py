@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.gateway.flight import SILENCE_S
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
 from inference.protocol import ACCEPTED, DELTA, DONE
@@ -115,6 +116,21 @@ def test_a_second_engine_cannot_mix_its_text_into_anothers():
     hubs.dispatch(message(answer("one-1", "xyz"), "b"))
     assert text(one) == "a"
     assert ("b", "one-1") in asked.cancelled
+
+
+def test_a_replica_that_did_not_know_a_job_before_it_took_it_is_not_suspected():
+    hubs, _, _ = hub()
+    one = flight("one")
+    hubs.add(one)
+    unknown = message([], unknown=["one-1"])
+    hubs.dispatch(unknown)
+    assert one.unknown_to == {"a"}
+    hubs.dispatch(message(answer("one-1", "abc")[:2]))
+    hubs.dispatch(unknown)
+    assert one.unknown_to == set()
+    one.heard_at -= 2 * SILENCE_S
+    hubs.dispatch(unknown)
+    assert one.unknown_to == {"a"}
 
 
 def test_beats_losses_and_revisions_go_where_they_belong():
