@@ -16,6 +16,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, Usage
+from inference.engine.lean import without_tokenizer_pool
 from inference.engine.options import engine_arguments
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
@@ -39,10 +40,12 @@ class VllmEngine:
         tell_stage("loading weights")
         # Read when the engine is made, so one template process can fork engines of both kinds.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if options.in_process else "1"
+        without_tokenizer_pool()
         arguments = engine_arguments(model_path, options, on_cpu=current_platform.is_cpu())
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = self._engine.vllm_config
         self._tokenizer: Any = self._engine.renderer.get_tokenizer()
+        self._tokenizer.encode("")  # switches off truncation that a tokenizer.json may bring; see lean.py
         self.context_length: int = config.model_config.max_model_len
         self.max_streams = options.max_streams
         vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
