@@ -89,7 +89,7 @@ def _of_deployment(
         return Status(status=READY)
     coming = next((row for row in staying if row.state != ReplicaState.DRAINING), None)
     if coming is not None:
-        usual_s = deployment.usual_load_s
+        usual_s: float | None = getattr(deployment, "usual_load_s", None)
         elapsed_s = (timezone.now() - coming.created_at).total_seconds()
         return Status(
             status=LOADING,

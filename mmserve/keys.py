@@ -43,7 +43,7 @@ def looks_like_a_key(raw_key: str) -> bool:
         len(raw_key) <= MAX_KEY_CHARS
         and raw_key.isascii()
         and raw_key.isprintable()
-        and raw_key.startswith(settings.REST_KNOX["TOKEN_PREFIX"])
+        and raw_key.startswith(str(settings.REST_KNOX["TOKEN_PREFIX"]))
     )
 
 

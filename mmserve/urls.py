@@ -1,7 +1,7 @@
 """What Django itself answers; the hot path is mounted beside it in mmserve.asgi."""
 
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import URLPattern, URLResolver, include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
@@ -18,7 +18,7 @@ router.register("deployments", inference.DeploymentViewSet, basename="deployment
 router.register("events", registry.EventViewSet, basename="event")
 router.register("keys", access.KeyViewSet, basename="key")
 
-v1 = [
+v1: list[URLPattern | URLResolver] = [
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("models", inference.Models.as_view(), name="models"),
     # A model's name may hold "/": the verbs come first.

@@ -57,7 +57,7 @@ DEMO_MODELS = (
 @transaction.atomic
 def ensure_demo_models(*, actor: str) -> list[ModelVersion]:
     """The demo models' versions, registered where the model is unknown; a deleted version stays deleted."""
-    found = []
+    found: list[ModelVersion] = []
     for demo in DEMO_MODELS:
         model = Model.objects.filter(name=demo.name).first()
         if model is None:
