@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from inference.node.prctl import die_with_parent
 from tests.bench.report import say
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a process group of its own; the whole group is gone on leaving."""
     say(f"starting {' '.join(Path(part).name for part in command[:4])} …")
+    parent = os.getpid()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -75,6 +77,8 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A benchmark that is killed must not leave a platform behind.
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),
         )
         try:
             yield process

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def main() -> int:
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="mmserve-bench-"))
     failed = []
+    # Ended by a time limit, the servers are stopped in order as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for name in arguments.only or BENCHES:
         # Figures taken beside other work are worth little: let the reader see it.
         say(f"bench {name}, load average {os.getloadavg()[0]:.1f}")
