@@ -105,7 +105,9 @@ class ActionAdmin(ModelAdmin):
             self.update_row(fresh, actor=actor_of(request), reason=reason, changes=changes, form=form)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Nothing besides the row is ever saved by a form here."""
+        """Nothing besides the row is saved by a form here; the history reads the formsets' lists."""
+        for formset in formsets:
+            formset.save(commit=False)
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         """Through the action."""
