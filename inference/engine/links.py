@@ -29,6 +29,8 @@ def open_client(redis_url: str) -> redis.asyncio.Redis:
 
 def open_layer(redis_url: str) -> RedisPubSubChannelLayer:
     """The Channels layer that the gateways listen on."""
+    # It logs a traceback a second while Redis is away; Patience says it once.
+    logging.getLogger("channels_redis.pubsub").setLevel(logging.CRITICAL)
     return RedisPubSubChannelLayer(hosts=[redis_url])
 
 

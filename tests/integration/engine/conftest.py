@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import pytest
 
 from inference.engine import environment
 from inference.protocol import EngineOptions, ReplicaSpec
+from tests.conftest import start_redis
 from tests.integration.engine.gateway import TestGateway, poll
 
-REAL = "real"  # the replica and the deployment of the session's vLLM engine
+REAL = "real"  # the replica and the deployment of the real engine
 CONTEXT = 256
 CHECKOUT = Path(__file__).parents[3]
 
@@ -85,18 +88,29 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return converted
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def vllm_redis() -> Iterator[str]:
+    """A Redis of the real engine's own: other tests count the workers that they see."""
+    socket = Path(tempfile.mkdtemp(prefix="mms-")) / "redis.sock"
+    process = start_redis(socket)
+    yield f"unix://{socket}"
+    process.terminate()
+    process.wait(10)
+    shutil.rmtree(socket.parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
 def vllm_process(
-    redis_server: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    vllm_redis: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One real engine for the session: SmolLM2 in float32, so that texts can be compared."""
+    """One real engine for a module: SmolLM2 in float32, so that texts can be compared."""
     log = tmp_path_factory.mktemp("vllm") / "engine.log"
     spec = ReplicaSpec(
         replica=REAL,
         deployment=REAL,
         served_id="smollm2@float32",
         model_path=str(smollm2),
-        redis_url=redis_server,
+        redis_url=vllm_redis,
         options=EngineOptions(
             dtype="float32", context_length=CONTEXT, max_streams=16, kv_cache_bytes=256 * 2**20
         ),
@@ -121,9 +135,9 @@ def vllm_process(
 
 
 @pytest.fixture
-async def vllm(redis_url: str, vllm_process: subprocess.Popen[bytes]) -> AsyncIterator[TestGateway]:
+async def vllm(vllm_redis: str, vllm_process: subprocess.Popen[bytes]) -> AsyncIterator[TestGateway]:
     """A gateway to the real engine."""
-    found = TestGateway(redis_url, REAL)
+    found = TestGateway(vllm_redis, REAL)
     await found.open()
 
     def is_ready() -> bool:
