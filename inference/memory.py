@@ -23,6 +23,7 @@ def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEsti
         dtype=deployment.dtype,
         kv_cache_bytes=deployment.kv_cache_bytes,
         device_kind=device_kind,
+        vocabulary=facts.get("vocabulary") or 0,
     )
 
 

@@ -3,6 +3,7 @@
     MmserveError                       500  server_error
     ├── InvalidRequest                 400  invalid_request_error
     │   ├── ContextLengthExceeded      400
+    │   ├── NoChatTemplate             400
     │   └── PayloadTooLarge            413
     ├── AuthenticationFailed           401  authentication_error
     ├── PermissionDenied               403  permission_error
@@ -85,6 +86,12 @@ class ContextLengthExceeded(InvalidRequest):
     """The prompt and the tokens asked for do not fit the model's context; the message has both numbers."""
 
     code = "context_length_exceeded"
+
+
+class NoChatTemplate(InvalidRequest):
+    """The model cannot chat: its files bring no chat template."""
+
+    code = "no_chat_template"
 
 
 class PayloadTooLarge(InvalidRequest):

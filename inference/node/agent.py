@@ -11,6 +11,8 @@ import redis
 from django.conf import settings
 from django.utils import timezone
 
+from inference.engine.release import release_dead_worker
+from inference.engine.rqkeys import worker_name
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.node.devices import local_devices
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
@@ -53,6 +55,8 @@ class NodeAgent:
     def _bury_predecessors(self) -> None:
         """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead."""
         for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
+            if replica.pid is not None:
+                self._release_jobs(str(replica.pk), replica.pid, "the node was restarted")
             self._end(replica, ReplicaState.FAILED, "the node was restarted", superseded=True)
         # A node that starts anew may well load what the one before it could not.
         Replica.objects.filter(device__node=self.node, state=ReplicaState.FAILED).update(superseded=True)
@@ -120,6 +124,7 @@ class NodeAgent:
     def _on_exit(self, ended: ReplicaExit) -> None:
         replica = Replica.objects.select_related("deployment").filter(pk=ended.replica).first()
         asked = ended.replica in self.stopping
+        self._release_jobs(ended.replica, ended.pid, ended.reason)
         self.stopping.discard(ended.replica)
         tell_gateways({"type": "replica.lost", "replica": ended.replica, "reason": ended.reason})
         if replica is None:
@@ -130,6 +135,14 @@ class NodeAgent:
             replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail
         )
         log.log(logging.INFO if asked else logging.ERROR, "%s ended: %s", replica, ended.reason)
+
+    def _release_jobs(self, replica: str, pid: int, reason: str) -> None:
+        """RQ's registries must not show a dead engine's jobs as running; the gateways start them anew themselves."""
+        try:
+            release_dead_worker(connection(), worker_name(replica, pid), reason)
+        except redis.RedisError as error:
+            # Every new worker releases what was abandoned before it, so this is only later, not never.
+            log.warning("could not release the jobs of %s: %s", replica, error)
 
     def _end(
         self,

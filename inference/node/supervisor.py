@@ -35,6 +35,7 @@ class ReplicaExit:
     """A replica whose process ended."""
 
     replica: str
+    pid: int
     reason: str
     log_tail: str
     code: int  # exit code, or minus the signal's number
@@ -143,7 +144,7 @@ class ReplicaSupervisor:
         _signal_group(engine.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(status)
         tail = _tail(Path(engine.spec.log_path))
-        return ReplicaExit(engine.spec.replica, _reason(code, engine, tail), tail, code)
+        return ReplicaExit(engine.spec.replica, engine.pid, _reason(code, engine, tail), tail, code)
 
     def _watch(self, engine: _Engine, now: float) -> None:
         """A process that is there is not yet one that works: running requests must make steps."""
