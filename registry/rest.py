@@ -23,8 +23,25 @@ def reason_field() -> serializers.CharField:
     )
 
 
+# DRF would turn 7 into "7" and "7" into 7; a client that sends the wrong type has a mistake to find.
+JSON_TYPES: tuple[tuple[type[serializers.Field], type, str], ...] = (
+    (serializers.BooleanField, bool, "true or false"),
+    (serializers.IntegerField, int, "a whole number"),
+    (serializers.CharField, str, "a string"),
+)
+
+
+def check_type(field: serializers.Field, value: Any) -> None:
+    """Refuse a JSON value that is not of the field's type; null is the field's own to judge."""
+    for kind, wanted, words in JSON_TYPES:
+        if isinstance(field, kind) and value is not None:
+            if type(value) is not wanted:
+                raise serializers.ValidationError({field.field_name: f"not {words}"})
+            return
+
+
 class StrictSerializer(serializers.Serializer):
-    """Refuses fields that it does not know, as OpenAI does."""
+    """Refuses fields that it does not know and values of another type, as OpenAI does."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict):
@@ -33,6 +50,8 @@ class StrictSerializer(serializers.Serializer):
             if unknown:
                 known = ", ".join(sorted(writable))
                 raise serializers.ValidationError({unknown[0]: f"unknown field; known are {known}"})
+            for name in data:
+                check_type(self.fields[name], data[name])
         return super().to_internal_value(data)
 
 

@@ -185,6 +185,8 @@ def test_a_load_that_cannot_fit_is_409_with_the_figures(
     [
         ({"replicas": 0}, "replicas"),
         ({"replicas": "many"}, "replicas"),
+        ({"replicas": "1"}, "replicas"),
+        ({"replicas": True}, "replicas"),
         ({"replicas": 10**30}, "replicas"),
         ({"replica": 1}, "replica"),
         ({"reason": "x" * 2001}, "reason"),

@@ -39,6 +39,7 @@ def test_a_model_is_registered_described_and_deleted(manager: APIClient) -> None
         ({"name": "x" * 201}, "name"),
         ({"name": "ok", "colour": "red"}, "colour"),
         ({"name": ["ok"]}, "name"),
+        ({"name": 7}, "name"),
     ],
 )
 def test_a_wrong_model_names_its_field(manager: APIClient, body: dict[str, Any], param: str) -> None:
@@ -162,6 +163,11 @@ def test_lists_go_by_cursor_and_filter(manager: APIClient) -> None:
 
     assert [row["name"] for row in first["results"] + second["results"]] == ["m4", "m3", "m2", "m1"]
     assert [row["name"] for row in manager.get("/v1/registry/models?name=m3").json()["results"]] == ["m3"]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "501", "abc", "", "9" * 5000, "١"])
+def test_a_limit_that_cannot_be_is_refused(manager: APIClient, limit: str) -> None:
+    assert error_of(manager.get("/v1/registry/models", {"limit": limit}))[:2] == (400, "limit")
 
 
 @pytest.mark.parametrize(
