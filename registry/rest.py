@@ -35,8 +35,10 @@ def check_type(field: serializers.Field, value: Any) -> None:
     """Refuse a JSON value that is not of the field's type; null is the field's own to judge."""
     for kind, wanted, words in JSON_TYPES:
         if isinstance(field, kind) and value is not None:
-            if type(value) is not wanted:
-                raise serializers.ValidationError({field.field_name: f"not {words}"})
+            # In JSON 1.0 is a whole number.
+            whole = wanted is int and isinstance(value, float) and value.is_integer()
+            if type(value) is not wanted and not whole:
+                raise serializers.ValidationError({str(field.field_name): f"not {words}"})
             return
 
 
