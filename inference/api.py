@@ -102,7 +102,7 @@ class OneModel(APIView):
         """Its object, with its status."""
         return Response(object_of(model_id))
 
-    @extend_schema(operation_id="delete_model", responses=DeletedSerializer)
+    @extend_schema(operation_id="delete_model", responses={200: DeletedSerializer})
     def delete(self, request: Request, model_id: str) -> Response:
         """Delete a model with its versions and files, a version, or an alias; refused while it is served."""
         found, who = find(model_id), actor_of(request)

@@ -85,6 +85,7 @@ class AccessKeyScheme(OpenApiAuthenticationExtension):
 def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: bool) -> dict[str, Any]:
     """drf-spectacular's postprocessing hook: what is mounted beside Django, and every operation's errors."""
     components = result.setdefault("components", {}).setdefault("schemas", {})
+    _close_bodies(result["paths"], components)
     components.update(_wire_schemas())
     result["paths"].update(_hot_paths())
     for path in result["paths"].values():
@@ -92,6 +93,16 @@ def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: b
             for status in ("4XX", "5XX"):
                 operation["responses"].setdefault(status, _json("Refused, with the reason", "ErrorEnvelope"))
     return result
+
+
+def _close_bodies(paths: dict[str, Any], components: dict[str, Any]) -> None:
+    """Unknown fields are refused (registry.rest.StrictSerializer), and the schema says so."""
+    for path in paths.values():
+        for operation in path.values():
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                name = body["schema"].get("$ref", "").rpartition("/")[2]
+                if name in components:
+                    components[name]["additionalProperties"] = False
 
 
 def _wire_schemas() -> dict[str, Any]:

@@ -74,3 +74,12 @@ def test_every_operation_says_what_an_error_looks_like(schema: dict[str, Any]) -
 
 def test_no_answer_has_a_digest(schema: dict[str, Any]) -> None:
     assert "digest" not in str(schema["components"]["schemas"]["Key"])
+
+
+def test_bodies_are_closed_and_answers_are_not(schema: dict[str, Any]) -> None:
+    components = schema["components"]["schemas"]
+
+    assert components["ModelRequest"]["additionalProperties"] is False
+    assert "reason" in components["ModelRequest"]["properties"]
+    assert "additionalProperties" not in components["Model"]
+    assert "reason" not in components["Model"]["properties"]
