@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from django.http import HttpRequest
+from django.templatetags.static import static
 from django.urls import reverse
 
 ICON = (
@@ -73,3 +74,8 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
 def favicon(request: HttpRequest) -> str:
     """The site's icon, as an address that needs no request."""
     return "data:image/svg+xml," + quote(ICON)
+
+
+def job_styles(request: HttpRequest) -> str:
+    """The style sheet for django-rq's pages."""
+    return static("mmserve/jobs.css")

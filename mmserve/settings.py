@@ -228,6 +228,7 @@ UNFOLD = {
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "mmserve.navigation.favicon"}],
+    "STYLES": ["mmserve.navigation.job_styles"],
     "DASHBOARD_CALLBACK": "mmserve.dashboard.dashboard",
     "SIDEBAR": {"show_search": True, "navigation": "mmserve.navigation.navigation"},
 }
