@@ -33,7 +33,10 @@ def postgres() -> Iterator[str]:
 
 
 def run(url: str, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DATABASE_URL": url}
+    # A test session within has settings and a Redis of its own.
+    ours = ("REDIS_URL", "DJANGO_SETTINGS_MODULE")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment["DATABASE_URL"] = url
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
