@@ -24,8 +24,8 @@ PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-
 MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+FAULT = re.compile(r"ERROR|.*\berror: ")  # pip's own words, then those of its option parser
 CHUNK_BYTES = 4 * 2**20
-SOCKET_TIMEOUT_S = 30
 LAST_LINES = 3
 
 
@@ -131,7 +131,7 @@ def _download(name: str, version: str, report: Report) -> None:
     """`pip download` of one wheel without its dependencies; pip moves it into place when it is whole."""
     _folder().mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--timeout", str(SOCKET_TIMEOUT_S), "--progress-bar", "raw"]
+    command += ["--disable-pip-version-check", "--progress-bar", "raw"]
     command += ["--dest", str(_folder()), f"{name}=={version}"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -142,7 +142,7 @@ def _download(name: str, version: str, report: Report) -> None:
         for line in process.stdout:
             if progress := PROGRESS.match(line):
                 report(int(progress[1]), int(progress[2]) or None)
-            elif line.startswith("ERROR"):
+            elif FAULT.match(line):
                 said = [*said, line.strip()][-LAST_LINES:]
         status = process.wait()
     finally:

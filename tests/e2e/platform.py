@@ -93,6 +93,7 @@ class Platform:
         """Until the gateway itself would serve the model."""
 
         def ready() -> bool:
+            assert f"{model}: failed" not in (said := self.printed()), said
             try:
                 answer = self.http.post("/v1/routing/explain", json={"model": model, "prompt": "x"}).json()
             except httpx.TransportError:
