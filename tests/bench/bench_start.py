@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from tests.bench.bare_vllm import PEER, bare_vllm
+from tests.bench.bare_vllm import SHIPPED, TUNED, bare_vllm
 from tests.bench.completion import first_token_at
 from tests.bench.platform import Platform, whole_platform
 from tests.bench.report import Figure, emit, say
@@ -30,11 +30,12 @@ def bench(setting: Setting) -> None:
         # The first load waits for the node's template, which is the node's start and not the engine's.
         _our_start_s(platform)
         ours = statistics.median(_our_start_s(platform) for _ in range(starts))
-    theirs = []
-    for _ in range(starts):
-        started = time.perf_counter()
-        with bare_vllm(platform.model_path, setting.work) as (bare, process):
-            theirs.append(first_token_at(bare, process) - started)
-        say(f"  {PEER} started in {theirs[-1]:.2f} s")
-    peer_value = statistics.median(theirs)
-    emit(Figure(name="engine_start", value=ours, unit="s", peer=PEER, peer_value=peer_value))
+    for peer, tuned in ((SHIPPED, False), (TUNED, True)):
+        theirs = []
+        for _ in range(starts):
+            started = time.perf_counter()
+            with bare_vllm(platform.model_path, setting.work, tuned=tuned) as (bare, process):
+                theirs.append(first_token_at(bare, process) - started)
+            say(f"  {peer}: started in {theirs[-1]:.2f} s")
+        peer_value = statistics.median(theirs)
+        emit(Figure(name="engine_start", value=ours, unit="s", peer=peer, peer_value=peer_value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from tests.bench.bare_vllm import PEER, bare_vllm
+from tests.bench.bare_vllm import SHIPPED, TUNED, bare_vllm
 from tests.bench.completion import first_token_at
 from tests.bench.load import LoadFailed, Target, generate, run
 from tests.bench.platform import whole_platform
@@ -52,31 +52,21 @@ def measure(target: Target, streams: int, rounds: int) -> Measured:
 
 
 def bench(setting: Setting) -> None:
-    """One server after the other, the same load on both."""
+    """One server after the other, the same load on each."""
     rounds = QUICK_ROUNDS if setting.quick else ROUNDS
     with whole_platform(setting.work) as platform:
         platform.load()
         ours = [measure(platform.target, streams, rounds) for streams in STREAMS]
         platform.unload()
-    with bare_vllm(platform.model_path, setting.work) as (bare, process):
-        first_token_at(bare, process)
-        theirs = [measure(bare, streams, rounds) for streams in STREAMS]
-    for streams, our, their in zip(STREAMS, ours, theirs, strict=True):
-        emit(
-            Figure(
-                name=f"stream_tokens_{streams}",
-                value=our.tokens_per_s,
-                unit="tokens/s",
-                peer=PEER,
-                peer_value=their.tokens_per_s,
-            )
-        )
-        emit(
-            Figure(
-                name=f"stream_ttft_p50_{streams}",
-                value=our.ttft_p50_s * 1e3,
-                unit="ms",
-                peer=PEER,
-                peer_value=their.ttft_p50_s * 1e3,
-            )
-        )
+    for peer, tuned in ((SHIPPED, False), (TUNED, True)):
+        say(f"  {peer}")
+        with bare_vllm(platform.model_path, setting.work, tuned=tuned) as (bare, process):
+            first_token_at(bare, process)
+            theirs = [measure(bare, streams, rounds) for streams in STREAMS]
+        for streams, our, their in zip(STREAMS, ours, theirs, strict=True):
+            _emit("tokens", streams, peer, "tokens/s", our.tokens_per_s, their.tokens_per_s)
+            _emit("ttft_p50", streams, peer, "ms", our.ttft_p50_s * 1e3, their.ttft_p50_s * 1e3)
+
+
+def _emit(what: str, streams: int, peer: str, unit: str, ours: float, theirs: float) -> None:
+    emit(Figure(name=f"stream_{what}_{streams}", value=ours, unit=unit, peer=peer, peer_value=theirs))
