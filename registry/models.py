@@ -6,15 +6,17 @@ import re
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.validators import MinValueValidator
+from django.core.validators import MinValueValidator, URLValidator
 from django.db import models
 from django.db.models.functions import Now
 
 from mmserve.errors import Conflict
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-CAPABILITIES = ("completion", "chat")
+CAPABILITIES = ("completion", "chat", "embedding", "tools", "json", "vision")
+MAX_TAGS, MAX_TAG_CHARS, MAX_LINKS, MAX_OPTIONS = 50, 100, 20, 100
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,99}")
 
 
 def check_model_name(value: str) -> None:
@@ -37,6 +39,40 @@ def check_capabilities(value: object) -> None:
         raise ValidationError(f"a list of {', '.join(CAPABILITIES)}", code="capabilities")
 
 
+def check_tags(value: object) -> None:
+    """A short list of distinct words, ``key=value`` among them (``region=eu``)."""
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_TAGS
+        or any(not isinstance(tag, str) or not TAG.fullmatch(tag) for tag in value)
+        or len(set(value)) != len(value)
+    ):
+        raise ValidationError(
+            f"a list of at most {MAX_TAGS} distinct tags of letters, digits and '._:/=-', each at most "
+            f"{MAX_TAG_CHARS} characters",
+            code="tags",
+        )
+
+
+def check_links(value: object) -> None:
+    """A list of ``{"title", "url"}``; only http and https, since the admin shows them."""
+    entries = value if isinstance(value, list) else None
+    if entries is None or len(entries) > MAX_LINKS:
+        raise ValidationError(f"a list of at most {MAX_LINKS} links", code="links")
+    for entry in entries:
+        if not isinstance(entry, dict) or set(entry) != {"title", "url"}:
+            raise ValidationError('each link is {"title": …, "url": …}', code="links")
+        if not all(isinstance(text, str) and 0 < len(text) <= 500 for text in entry.values()):
+            raise ValidationError("title and url are strings of 1 to 500 characters", code="links")
+        URLValidator(schemes=["http", "https"])(entry["url"])
+
+
+def check_engine_options(value: object) -> None:
+    """An object of options by name; the engine's own bounds are checked where it is served."""
+    if not isinstance(value, dict) or len(value) > MAX_OPTIONS:
+        raise ValidationError(f"an object with at most {MAX_OPTIONS} options", code="engine_options")
+
+
 class Model(models.Model):
     """A model as clients name it; what answers is a version of it."""
 
@@ -44,7 +80,17 @@ class Model(models.Model):
     display_name = models.CharField(max_length=200, blank=True)
     description = models.TextField(blank=True)
     owner = models.CharField(max_length=200, blank=True, default="mmserve")
+    team = models.CharField(max_length=200, blank=True)
     licence = models.CharField(max_length=200, blank=True)
+    tags = models.JSONField(default=list, blank=True, validators=[check_tags])
+    links = models.JSONField(default=list, blank=True, validators=[check_links])
+    # Both run what the files bring: off unless an operator says so for this model.
+    allow_pickle = models.BooleanField(
+        default=False, help_text="take weights stored as pickles: loading one can run any code in it"
+    )
+    trust_remote_code = models.BooleanField(
+        default=False, help_text="run Python code that comes with the model's files"
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -88,8 +134,13 @@ class ModelVersion(models.Model):
     # registry.facts.Facts: architecture, parameters, layers, heads, context_length, dtype, ...
     facts = models.JSONField(default=dict, blank=True, editable=False)
     capabilities = models.JSONField(
-        default=list, blank=True, validators=[check_capabilities], help_text="completion, chat"
+        default=list, blank=True, validators=[check_capabilities], help_text=", ".join(CAPABILITIES)
     )
+    tags = models.JSONField(default=list, blank=True, validators=[check_tags])
+    # inference.protocol.EngineOptions by name: what a new deployment of this version begins with
+    engine_options = models.JSONField(default=dict, blank=True, validators=[check_engine_options])
+    # An operator asked the running fetch to stop.
+    cancel_requested = models.BooleanField(default=False, editable=False)
     price_input = models.DecimalField(
         "price per million input tokens",
         max_digits=12,
@@ -108,6 +159,14 @@ class ModelVersion(models.Model):
     )
     price_output = models.DecimalField(
         "price per million output tokens",
+        max_digits=12,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+    )
+    price_device_hour = models.DecimalField(
+        "price per device-hour",
         max_digits=12,
         decimal_places=6,
         null=True,
@@ -212,6 +271,24 @@ class Event(models.Model):
 
     def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
         raise Conflict("events are append-only: they cannot be deleted")
+
+
+class IdempotentRequest(models.Model):
+    """What a POST with an ``Idempotency-Key`` was answered, so that asking again changes nothing."""
+
+    actor = models.CharField(max_length=200)
+    key = models.CharField(max_length=255)
+    # SHA-256 of method, path and body: the same key for another request is the client's mistake.
+    fingerprint = models.CharField(max_length=64)
+    status = models.PositiveSmallIntegerField(null=True)  # null while the first one runs
+    body = models.JSONField(null=True)
+    created_at = models.DateTimeField(db_default=Now(), db_index=True, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=("actor", "key"), name="one_answer_a_key")]
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.key}"
 
 
 class ConfigRevision(models.Model):
