@@ -44,7 +44,9 @@ def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
     name = deployment_name(version)
     if Deployment.objects.filter(name=name).exists():
         name = f"{name}-{version.pk}"
-    deployment = Deployment.objects.create(name=name, version=version)
+    deployment = Deployment(name=name, version=version, **version.engine_options)
+    check_options(deployment)
+    deployment.save()
     bump("deployment.created", name, actor, data={"version": version.served_id})
     return deployment
 
@@ -91,6 +93,9 @@ def load(version: ModelVersion, *, actor: str, reason: str = "", replicas: int =
     if version.state != VersionState.READY:
         why = f": {version.state_reason}" if version.state_reason else ""
         raise Conflict(f"{version.served_id} is {version.state}{why}; only a ready version can be loaded")
+    leaving = version.deletion_asked_by or version.model.deletion_asked_by
+    if leaving:
+        raise Conflict(f"{version.served_id} is being deleted, as {leaving} asked")
     deployment = ensure_deployment(version, actor=actor)
     deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
     alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
@@ -120,6 +125,22 @@ def unload(version: ModelVersion, *, actor: str, reason: str = "") -> Deployment
         bump("deployment.unload", deployment.name, actor, reason, {"replicas": 0})
     wake_controller()
     return deployment
+
+
+def on_engine_options_proposed(options: dict[str, Any], **_: Any) -> None:
+    """Receiver of registry's `engine_options_proposed`: refuse what no deployment could begin with."""
+    for name in options:
+        if name not in EDITABLE:
+            raise InvalidRequest(
+                f"engine_options: {name[:50]!r} is none of {', '.join(sorted(EDITABLE))}",
+                param="engine_options",
+            )
+    row = Deployment(**options)
+    try:
+        row.clean_fields(exclude=["version", "name"])
+    except ValidationError as error:
+        field, messages = next(iter(error.message_dict.items()))
+        raise InvalidRequest(f"engine_options: {field}: {messages[0]}", param="engine_options") from error
 
 
 def on_version_retiring(version: ModelVersion, actor: str, deleting: bool, **_: Any) -> None:

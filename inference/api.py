@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.http import HttpResponse
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.request import Request
@@ -11,6 +12,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference import actions
+from inference.deletion import drain_and_delete
+from inference.listing import listing
 from inference.model_objects import model_objects, version_object
 from inference.models import Deployment
 from inference.status import STATUSES
@@ -18,9 +21,8 @@ from registry.actions import delete_alias, delete_model, delete_version
 from registry.lookup import find, find_version
 from registry.models import Alias, Model, ModelVersion
 from registry.pagination import NewestFirst
-from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
+from registry.rest import QuerySerializer, ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
 
-MAX_MODELS = 1000
 MAX_REPLICAS = 64
 
 
@@ -66,6 +68,13 @@ class DeletedSerializer(serializers.Serializer):
     deleted = serializers.BooleanField()
 
 
+class DeleteSerializer(QuerySerializer):
+    """The query of DELETE."""
+
+    drain = serializers.BooleanField(required=False, default=False)
+    reason = reason_field()
+
+
 class LoadSerializer(StrictSerializer):
     """The body of load."""
 
@@ -87,9 +96,9 @@ class Models(APIView):
     infer_may_read = True
 
     @extend_schema(operation_id="list_models", responses=ModelListSerializer)
-    def get(self, request: Request) -> Response:
+    def get(self, request: Request) -> HttpResponse:
         """All models, by name."""
-        return Response({"object": "list", "data": model_objects(Model.objects.all()[:MAX_MODELS])})
+        return HttpResponse(listing(), content_type="application/json")
 
 
 class OneModel(APIView):
@@ -102,11 +111,23 @@ class OneModel(APIView):
         """Its object, with its status."""
         return Response(object_of(model_id))
 
-    @extend_schema(operation_id="delete_model", responses={200: DeletedSerializer})
+    @extend_schema(
+        operation_id="delete_model",
+        parameters=[DeleteSerializer],
+        responses={200: DeletedSerializer, 202: DeletedSerializer},
+    )
     def delete(self, request: Request, model_id: str) -> Response:
-        """Delete a model with its versions and files, a version, or an alias; refused while it is served."""
+        """Delete a model with its versions and files, a version, or an alias; refused while it is served.
+
+        With ``drain`` it is unloaded first: 202 and ``"deleted": false`` until its engines have finished.
+        """
         found, who = find(model_id), actor_of(request)
-        reason = checked(ReasonSerializer, request)["reason"]
+        asked = checked(DeleteSerializer, request)
+        reason = asked["reason"]
+        if asked["drain"] and not isinstance(found, Alias):
+            deleted = drain_and_delete(found, actor=who, reason=reason)
+            answer = {"id": model_id, "object": "model", "deleted": deleted}
+            return Response(answer, status=status.HTTP_200_OK if deleted else status.HTTP_202_ACCEPTED)
         match found:
             case Model():
                 delete_model(found, actor=who, reason=reason)

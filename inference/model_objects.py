@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.models import Prefetch, QuerySet
@@ -22,7 +23,7 @@ def model_objects(models: QuerySet[Model]) -> list[dict[str, Any]]:
     """One object a model."""
     rows = list(with_versions(models))
     found = statuses(version for row in rows for version in row.versions.all())
-    return [_model_object(row, found) for row in rows]
+    return [model_object(row, found) for row in rows]
 
 
 def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
     }
 
 
-def _model_object(model: Model, found: dict[int, Status]) -> dict[str, Any]:
+def model_object(model: Model, found: Mapping[int, Status]) -> dict[str, Any]:
+    """The object of a model that with_versions read, and the statuses of its versions."""
     versions, aliases = list(model.versions.all()), list(model.aliases.all())
     default = next((alias.version_id for alias in aliases if alias.is_default), None)
     meant = next((version for version in versions if version.pk == default), None)

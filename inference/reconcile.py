@@ -9,6 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from inference.capacity.placement import place
+from inference.deletion import finish_deletions
 from inference.memory import NODE_LOST_AFTER_S, device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import tell_gateways, wake_node
@@ -39,6 +40,7 @@ def reconcile() -> None:
         for _ in range(deployment.replicas - len(alive)):
             if not start_one(deployment):
                 break
+    finish_deletions()
 
 
 def start_one(deployment: Deployment) -> bool:

@@ -26,6 +26,10 @@ STATUSES = (UNLOADED, FETCHING, LOADING, READY, "asleep", DRAINING, FAILED)
 FURTHEST = (READY, LOADING, DRAINING, FETCHING, FAILED, UNLOADED)
 
 
+# The replicas that say something of their deployment's status.
+WANTED = Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """One word, and what applies of why, at which stage and for how many more seconds."""
@@ -39,15 +43,32 @@ class Status:
 def statuses(versions: Iterable[ModelVersion]) -> dict[int, Status]:
     """The status of each version by its primary key; three queries however many they are."""
     rows = list(versions)
+    return _statuses(rows, Q(version__in=rows))
+
+
+def live_statuses() -> dict[int, Status]:
+    """The statuses of the versions that are served, wished for or being fetched; all others are only files."""
+    observed = Replica.objects.filter(WANTED).values("deployment")
+    busy = Q(replicas__gt=0) | Q(pk__in=observed)
+    served = Q(deployment__in=Deployment.objects.filter(busy))
+    rows = ModelVersion.objects.filter(served | Q(state=VersionState.FETCHING))
+    return _statuses(list(rows), busy)
+
+
+def status_of_files(version: ModelVersion) -> Status:
+    """The status of a version that nobody serves or wishes for."""
+    return _of_files(version) or Status(status=UNLOADED)
+
+
+def _statuses(rows: list[ModelVersion], which: Q) -> dict[int, Status]:
     deployments = {
         row.version_id: row
-        for row in Deployment.objects.filter(version__in=rows).annotate(
+        for row in Deployment.objects.filter(which).annotate(
             usual_load_s=Avg("replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False))
         )
     }
     replicas: dict[int, list[Replica]] = defaultdict(list)
-    wanted = Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False)
-    for replica in Replica.objects.filter(wanted, deployment__version__in=rows):
+    for replica in Replica.objects.filter(WANTED, deployment__in=[row.pk for row in deployments.values()]):
         replicas[replica.deployment_id].append(replica)
     loading = [
         str(row.id) for found in replicas.values() for row in found if row.state == ReplicaState.LOADING

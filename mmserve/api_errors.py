@@ -14,12 +14,14 @@ from rest_framework.response import Response
 from mmserve.errors import (
     AuthenticationFailed,
     Conflict,
+    IdempotencyKeyReused,
     InvalidRequest,
     MethodNotAllowed,
     MmserveError,
     NotFound,
     PayloadTooLarge,
     PermissionDenied,
+    PreconditionFailed,
     RateLimitExceeded,
     Unavailable,
 )
@@ -31,7 +33,9 @@ BY_STATUS: dict[int, type[MmserveError]] = {
     404: NotFound,
     405: MethodNotAllowed,
     409: Conflict,
+    412: PreconditionFailed,
     413: PayloadTooLarge,
+    422: IdempotencyKeyReused,
     429: RateLimitExceeded,
     503: Unavailable,
 }

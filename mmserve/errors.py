@@ -12,6 +12,8 @@
     ├── MethodNotAllowed               405  invalid_request_error
     ├── Conflict                       409  invalid_request_error
     │   └── InsufficientMemory         409
+    ├── PreconditionFailed             412  invalid_request_error
+    ├── IdempotencyKeyReused           422  invalid_request_error
     ├── RateLimitExceeded              429  rate_limit_error
     │   └── QueueFull                  429
     └── Unavailable                    503  server_error
@@ -156,6 +158,24 @@ class InsufficientMemory(Conflict):
     """It would not fit; the message says what it needs and what is free."""
 
     code = "insufficient_memory"
+
+
+class PreconditionFailed(MmserveError):
+    """``If-Match`` names another state of the thing than the one that it is in."""
+
+    status = 412
+    type = "invalid_request_error"
+    code = "precondition_failed"
+    retryable = False
+
+
+class IdempotencyKeyReused(MmserveError):
+    """The same ``Idempotency-Key`` came with another request before."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+    retryable = False
 
 
 class RateLimitExceeded(MmserveError):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.db.models import Count
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from mmserve.errors import InvalidRequest
-from registry import actions
+from registry import actions, history
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, ReasonModelForm
-from registry.admin_parts import bar, facts_table, in_bytes, in_short, in_utc
-from registry.models import Alias, Event, Model, ModelVersion, VersionFile, VersionState
+from registry.admin_forms import DuplicateForm, ModelForm, VersionForm
+from registry.admin_parts import bar, facts_table, in_bytes, in_short, in_utc, markdown
+from registry.models import PUBLISHED, Alias, Event, Model, ModelVersion, VersionFile, VersionState
 
 FACT_LABELS = {
     "architecture": "Architecture",
@@ -37,11 +42,15 @@ FACT_LABELS = {
     "tied_embeddings": "Tied embeddings",
     "chat_template": "Chat template",
 }
+# Fields of a model that let its files run code, and how the pages call them, in red.
+RISKS = {"trust_remote_code": "remote code", "allow_pickle": "pickle weights"}
+TIMELINE_EVENTS = 200
 # In which states a version's page offers an action.
 OFFERED = {
     "load": (VersionState.READY,),
     "unload": (VersionState.READY,),
     "import_files": (VersionState.REGISTERED, VersionState.FETCHING, VersionState.FAILED),
+    "cancel": (VersionState.FETCHING,),
     "promote": (VersionState.READY,),
     "archive": (VersionState.REGISTERED, VersionState.FAILED, VersionState.READY),
     "restore": (VersionState.ARCHIVED,),
@@ -78,17 +87,74 @@ class FileInline(ReadOnlyInline):
 class ModelPage(ActionAdmin):
     """Models."""
 
-    list_display = ("name", "display_name", "version_count", "meant", "owner", "licence")
-    search_fields = ("name", "display_name", "description")
-    fields = ("name", "display_name", "description", "owner", "licence", "reason")
+    list_display = ("name", "display_name", "version_count", "meant", "owner", "team", "tags_of", "risks")
+    list_filter = ("owner", "team", "trust_remote_code", "allow_pickle")
+    search_fields = ("name", "display_name", "description", "tags")
+    form = ModelForm
     inlines = (VersionInline, AliasInline)
+    actions_detail = ("timeline",)
+    DESCRIBING = ("display_name", "description", "owner", "team", "licence", "tags", "links")
+    TRUST = ("trust_remote_code", "allow_pickle")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        described = ("name", "risks", "described") if obj else ("name",)
+        return [
+            (None, {"fields": (*described, *self.DESCRIBING, "reason")}),
+            ("Trust: both let files run code on this machine", {"fields": (self.TRUST,)}),
+        ]
+
+    @display(description="Tags")
+    def tags_of(self, obj: Model) -> str:
+        return ", ".join(obj.tags) or "–"
+
+    @display(description="Runs foreign code", label=dict.fromkeys(RISKS.values(), "danger"))
+    def risks(self, obj: Model) -> list[str]:
+        return risks_of(obj)
+
+    @display(description="Description, as shown")
+    def described(self, obj: Model) -> SafeString | str:
+        return markdown(obj.description)
+
+    @action(description="Timeline", icon="history", permissions=["view"])
+    def timeline(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.history_view(request, object_id)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """What the aliases meant at a time, and what happened until then."""
+        row = self.get_object(request, object_id)
+        if row is None:
+            raise Http404(f"There is no model {object_id}.")
+        at, error = timezone.now(), ""
+        if asked := request.GET.get("at", ""):
+            try:
+                found = parse_datetime(asked)
+            except ValueError:
+                found = None
+            if found is None:
+                error = f"{asked[:40]!r} is no date and time"
+            else:
+                at = found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "title": f"Timeline of {row}",
+            "row": row,
+            "back": self.row_url(object_id),
+            "at": at,
+            "error": error,
+            "meaning": history.meaning_at(row.name, at),
+            "events": history.events_of(row.name).filter(at__lte=at)[:TIMELINE_EVENTS],
+        }
+        return TemplateResponse(request, "admin/timeline.html", context)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         rows = super().get_queryset(request)
         return rows.prefetch_related("aliases__version").annotate(number=Count("versions"))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return ("name",) if obj else ()
+        return ("name", "risks", "described") if obj else ()
 
     @display(description="Versions", ordering="number")
     def version_count(self, obj: Any) -> int:
@@ -108,7 +174,7 @@ class ModelPage(ActionAdmin):
         return going, {"models": len(objs)}, set(), []
 
     def create_row(self, obj: Model, *, actor: str, reason: str, form: Any) -> Model:
-        fields = {name: getattr(obj, name) for name in ("display_name", "description", "owner", "licence")}
+        fields = {name: getattr(obj, name) for name in (*self.DESCRIBING, *self.TRUST)}
         return actions.register_model(obj.name, actor=actor, reason=reason, **fields)
 
     def update_row(self, obj: Model, *, actor: str, reason: str, changes: dict[str, Any], form: Any) -> None:
@@ -135,30 +201,40 @@ class VersionPage(ActionAdmin):
     list_select_related = ("model",)
     search_fields = ("model__name", "version", "source_uri")
     autocomplete_fields = ("model",)
+    form = VersionForm
     inlines = (FileInline,)
-    actions_detail = ("import_files", "promote", "archive", "restore")
+    actions_detail = ("import_files", "cancel", "promote", "duplicate", "archive", "restore")
     SHOWN: tuple[str, ...] = ("state_label", "progress_bar", "state_reason")
-    PRICES = ("price_input", "price_cached_input", "price_output")
+    PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("model").prefetch_related("aliases")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        asked = ("model", "version", "source_uri", "description", "reason")
+        asked = ("model", "version", "source_uri", "description", "tags", "engine_options", "reason")
         if obj is None:
-            return [(None, {"fields": asked}), ("Prices (per million tokens)", {"fields": [self.PRICES]})]
+            return [
+                (None, {"fields": asked}),
+                ("Prices (per million tokens, or per device-hour)", {"fields": [self.PRICES]}),
+            ]
         return [
             (
                 None,
-                {"fields": ("model", "version", *self.SHOWN, "source_uri")},
+                {"fields": ("model", "version", *self.SHOWN, "risks", "source_uri", "engine_options")},
             ),
             ("Facts", {"fields": ("facts_of",)}),
-            ("What it can do and costs", {"fields": ("description", "capabilities", self.PRICES, "reason")}),
+            (
+                "What it can do and costs",
+                {"fields": ("described", "description", "capabilities", "tags", self.PRICES, "reason")},
+            ),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        shown = (*self.SHOWN, "facts_of")
-        return (*shown, "model", "version", "source_uri") if obj else shown
+        shown = (*self.SHOWN, "facts_of", "risks", "described")
+        if obj is None:
+            return shown
+        frozen = ("engine_options",) if obj.state in PUBLISHED else ()
+        return (*shown, "model", "version", "source_uri", *frozen)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """The buttons that make sense in the version's state; the actions themselves check again."""
@@ -188,6 +264,14 @@ class VersionPage(ActionAdmin):
             words.append(f"{progress['eta_s']:.0f} s left")
         return bar(done, total, ", ".join(words))
 
+    @display(description="Runs foreign code", label=dict.fromkeys(RISKS.values(), "danger"))
+    def risks(self, obj: ModelVersion) -> list[str]:
+        return risks_of(obj.model) if obj.pk else []
+
+    @display(description="Description, as shown")
+    def described(self, obj: ModelVersion) -> SafeString | str:
+        return markdown(obj.description)
+
     @display(description="Parameters")
     def parameters(self, obj: ModelVersion) -> str:
         return in_short(obj.facts.get("parameters"))
@@ -211,7 +295,8 @@ class VersionPage(ActionAdmin):
         return facts_table((label, _fact(name, obj.facts.get(name))) for name, label in FACT_LABELS.items())
 
     def create_row(self, obj: ModelVersion, *, actor: str, reason: str, form: Any) -> ModelVersion:
-        fields = {name: getattr(obj, name) for name in ("description", *self.PRICES)}
+        names = ("description", "tags", "engine_options", *self.PRICES)
+        fields = {name: getattr(obj, name) for name in names}
         return actions.register_version(
             obj.model, obj.version, obj.source_uri, actor=actor, reason=reason, **fields
         )
@@ -235,6 +320,35 @@ class VersionPage(ActionAdmin):
             "an import that failed.",
             button="Import",
             done="{row} is being fetched.",
+        )
+
+    @action(description="Cancel", icon="cancel", permissions=["change"])
+    def cancel(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.cancel_import,
+            title="Cancel the import of {row}?",
+            explanation="What was fetched is kept: a later import goes on from there.",
+            button="Cancel the import",
+            done="The import of {row} was cancelled.",
+            danger=True,
+        )
+
+    @action(description="Duplicate", icon="content_copy", permissions=["add"])
+    def duplicate(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        return self.confirmed(
+            request,
+            object_id,
+            actions.duplicate_version,
+            title="Duplicate {row}?",
+            explanation="A new version of the same files, with other engine options. A version that is ready "
+            "never changes itself.",
+            button="Duplicate",
+            done="{row} was duplicated.",
+            form_class=DuplicateForm,
+            initial={"engine_options": row.engine_options if row else {}},
         )
 
     @action(description="Promote", icon="publish", permissions=["change"])
@@ -379,6 +493,11 @@ class EventPage(ReadOnly, ModelAdmin):
     @display(description="When (UTC)", ordering="at")
     def when(self, obj: Event) -> SafeString:
         return format_html('<span class="whitespace-nowrap">{}</span>', in_utc(obj.at))
+
+
+def risks_of(model: Model) -> list[str]:
+    """What the operator allowed the model's files to do."""
+    return [words for field, words in RISKS.items() if getattr(model, field)]
 
 
 def _fact(name: str, value: Any) -> str:

@@ -177,15 +177,20 @@ class ActionAdmin(ModelAdmin):
         button: str,
         done: str,
         danger: bool = False,
+        form_class: type[ReasonForm] = ReasonForm,
+        initial: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Ask for a reason, then act on one row; ``{row}`` stands for it in the texts."""
+        """Ask for a reason, then act on one row; ``{row}`` stands for it in the texts.
+
+        Whatever else ``form_class`` asks for, the verb gets by name.
+        """
         row = self.get_object(request, object_id)
         if row is None:
             raise Http404(f"There is no {self.model._meta.verbose_name} {object_id}.")
-        form = ReasonForm(request.POST or None)
+        form = form_class(request.POST or None, initial=initial)
         if request.method == "POST" and form.is_valid():
             try:
-                verb(row, actor=actor_of(request), reason=form.cleaned_data["reason"])
+                verb(row, actor=actor_of(request), **form.cleaned_data)
             except MmserveError as error:
                 messages.error(request, error.message)
             else:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.template.loader import render_to_string
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
+from markdown_it import MarkdownIt
 
 KIB = 1024
+# HTML in the text is shown, not obeyed; only http, https and mailto links become links.
+MARKDOWN = MarkdownIt("js-default")
 
 
 def in_bytes(count: float | None) -> str:
@@ -54,3 +57,8 @@ def facts_table(rows: Iterable[tuple[str, Any]]) -> SafeString:
 def log_text(text: str) -> SafeString:
     """A log's tail, as it is."""
     return render_to_string("admin/parts/log.html", {"text": text})
+
+
+def markdown(text: str) -> SafeString | str:
+    """Markdown as HTML; whatever HTML it holds is escaped."""
+    return mark_safe(f'<div class="prose">{MARKDOWN.render(text)}</div>') if text else "–"  # noqa: S308

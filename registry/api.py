@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_filters import rest_framework as filters
+from django.utils import timezone
+from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
+from rest_framework.filters import SearchFilter
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
-from registry import actions, serializers
-from registry.lookup import find_label
+from mmserve.errors import InvalidRequest
+from registry import actions, filters, history, serializers
+from registry.conditional import ConditionalWrites
+from registry.lookup import find_label, find_model
 from registry.models import Alias, Event, Model, ModelVersion
 from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, actor_of, checked
@@ -20,11 +25,27 @@ from registry.rest import ReasonSerializer, actor_of, checked
 ID = "[0-9]{1,18}"
 
 
-class RegistryViewSet(viewsets.GenericViewSet):
+class RegistryViewSet(ConditionalWrites):
     """What the registry's views share."""
 
     pagination_class = NewestFirst
     lookup_value_regex = ID
+    filter_backends = (DjangoFilterBackend, SearchFilter, filters.StrictOrdering)
+    search_fields: tuple[str, ...] = ()
+    ordering_fields: tuple[str, ...] = ("id",)
+
+    def filter_queryset(self, queryset: Any) -> Any:
+        """As asked; a parameter that this list does not have is refused."""
+        if not self.detail:
+            known = {"cursor", "limit", "ordering", *self.filterset_class.get_filters()}
+            known |= {"search"} if self.search_fields else set()
+            unknown = sorted(set(self.request.query_params) - known)
+            if unknown:
+                raise InvalidRequest(
+                    f"{unknown[0][:50]}: no such parameter; known are {', '.join(sorted(known))}",
+                    param=unknown[0][:50],
+                )
+        return super().filter_queryset(queryset)
 
     def perform_create(self, serializer: Any) -> None:
         """Create through the action."""
@@ -53,7 +74,9 @@ class ModelViewSet(RegistryViewSet, viewsets.ModelViewSet):
 
     queryset = Model.objects.all()
     serializer_class = serializers.ModelSerializer
-    filterset_fields = ("name", "owner")
+    filterset_class = filters.ModelFilter
+    search_fields = ("name", "display_name", "description", "owner", "team")
+    ordering_fields = ("id", "name", "created_at")
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
     create_row = staticmethod(actions.register_model)
     update_row = staticmethod(actions.update_model)
@@ -82,7 +105,9 @@ class VersionViewSet(RegistryViewSet, viewsets.ModelViewSet):
 
     queryset = ModelVersion.objects.select_related("model").prefetch_related("files")
     serializer_class = serializers.VersionSerializer
-    filterset_fields = ("model", "model__name", "version", "state")
+    filterset_class = filters.VersionFilter
+    search_fields = ("model__name", "version", "description", "source_uri")
+    ordering_fields = ("id", "version", "created_at", "ready_at")
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
     create_row = staticmethod(actions.register_version)
     update_row = staticmethod(actions.update_version)
@@ -95,6 +120,22 @@ class VersionViewSet(RegistryViewSet, viewsets.ModelViewSet):
         response = self.run(actions.import_version)
         response.status_code = status.HTTP_202_ACCEPTED
         return response
+
+    @extend_schema(request=ReasonSerializer, responses=serializers.VersionSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Stop bringing the files."""
+        return self.run(actions.cancel_import)
+
+    @extend_schema(request=serializers.DuplicateSerializer, responses={201: serializers.VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def duplicate(self, request: Request, pk: str) -> Response:
+        """A new version of the same files, with other options or prices."""
+        body = checked(serializers.DuplicateSerializer, request)
+        row = actions.duplicate_version(
+            self.get_object(), body.pop("version"), actor=actor_of(request), **body
+        )
+        return Response(self.get_serializer(row).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=ReasonSerializer, responses=serializers.VersionSerializer)
     @action(detail=True, methods=["post"])
@@ -114,7 +155,9 @@ class AliasViewSet(RegistryViewSet, mixins.DestroyModelMixin, viewsets.ReadOnlyM
 
     queryset = Alias.objects.select_related("model", "version")
     serializer_class = serializers.AliasSerializer
-    filterset_fields = ("model", "model__name", "name", "is_default")
+    filterset_class = filters.AliasFilter
+    search_fields = ("model__name", "name")
+    ordering_fields = ("id", "name", "updated_at")
     delete_row = staticmethod(actions.delete_alias)
 
     @extend_schema(request=ReasonSerializer, responses=serializers.AliasSerializer)
@@ -124,23 +167,46 @@ class AliasViewSet(RegistryViewSet, mixins.DestroyModelMixin, viewsets.ReadOnlyM
         return self.run(actions.set_default_alias)
 
 
-class EventFilter(filters.FilterSet):
-    """By kind, subject, actor and time."""
-
-    since = filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte")
-    until = filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt")
-
-    class Meta:
-        model = Event
-        fields = ("kind", "subject", "actor")
-
-
 class EventViewSet(RegistryViewSet, viewsets.ReadOnlyModelViewSet):
     """Events, read-only."""
 
     queryset = Event.objects.all()
     serializer_class = serializers.EventSerializer
-    filterset_class = EventFilter
+    filterset_class = filters.EventFilter
+    search_fields = ("subject", "actor", "reason")
+    ordering_fields = ("id", "at")
+
+
+class History(APIView):
+    """What a model's aliases meant at a time, and what happened to it until then."""
+
+    @extend_schema(
+        operation_id="model_history",
+        parameters=[serializers.HistoryQuery],
+        responses=serializers.HistorySerializer,
+    )
+    def get(self, request: Request, model_id: str) -> Response:
+        """Events are the newest first; ``before`` takes the last one's id for the next page."""
+        query = serializers.HistoryQuery(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        asked = query.validated_data
+        at = asked["at"] or timezone.now()
+        happened = history.events_of(model_id)
+        if not happened.exists():
+            find_model(model_id)
+        events = happened.filter(at__lte=at)
+        if asked["before"] is not None:
+            events = events.filter(id__lt=asked["before"])
+        meaning = history.meaning_at(model_id, at)
+        answer = {
+            "object": "list",
+            "model": model_id,
+            "at": at,
+            "default": meaning.default,
+            "aliases": meaning.aliases,
+            "data": events[: asked["limit"]],
+        }
+        return Response(serializers.HistorySerializer(answer).data)
 
 
 def _alias(row: Alias) -> Response:

@@ -49,7 +49,7 @@ def import_version(version_id: int) -> str:
 
 
 def _import(version: ModelVersion) -> None:
-    progress = Progress(version.pk)
+    progress = Progress(version.pk, version.attempt)
     work = store.workspace(f"import-{version.pk}")
     try:
         fetched = work / "fetched"

@@ -73,6 +73,13 @@ def check_engine_options(value: object) -> None:
         raise ValidationError(f"an object with at most {MAX_OPTIONS} options", code="engine_options")
 
 
+def check_kinds(row: models.Model, **kinds: type) -> None:
+    """Each JSON field holds a value of its kind, empty or not."""
+    for name, kind in kinds.items():
+        if not isinstance(getattr(row, name), kind):
+            raise ValidationError({name: f"not {'a list' if kind is list else 'an object'}"})
+
+
 class Model(models.Model):
     """A model as clients name it; what answers is a version of it."""
 
@@ -91,6 +98,8 @@ class Model(models.Model):
     trust_remote_code = models.BooleanField(
         default=False, help_text="run Python code that comes with the model's files"
     )
+    # Who asked for its deletion while it was served: it goes once its engines are gone.
+    deletion_asked_by = models.CharField(max_length=200, blank=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -98,6 +107,15 @@ class Model(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Django's validators let every empty value pass."""
+        check_kinds(self, tags=list, links=list)
+
+    @property
+    def slug(self) -> str:
+        """The name where ``/`` cannot stand: in a folder's name, in a label."""
+        return self.name.replace("/", "--")
 
 
 class VersionState(models.TextChoices):
@@ -111,7 +129,7 @@ class VersionState(models.TextChoices):
 
 
 PUBLISHED = (VersionState.READY, VersionState.ARCHIVED)
-FROZEN_FIELDS = ("model_id", "version", "source_uri", "path", "facts")
+FROZEN_FIELDS = ("model_id", "version", "source_uri", "path", "facts", "engine_options")
 
 
 class ModelVersion(models.Model):
@@ -121,7 +139,8 @@ class ModelVersion(models.Model):
     version = models.CharField(max_length=100, validators=[check_label])
     description = models.TextField(blank=True)
     source_uri = models.CharField(
-        max_length=500, help_text="file:///folder, or pypi://package==version#file.gguf"
+        max_length=500,
+        help_text="file:///folder, s3://bucket/prefix, hf://org/name@revision, https://… or pypi://…",
     )
     state = models.CharField(
         max_length=20, choices=VersionState, default=VersionState.REGISTERED, editable=False
@@ -139,8 +158,8 @@ class ModelVersion(models.Model):
     tags = models.JSONField(default=list, blank=True, validators=[check_tags])
     # inference.protocol.EngineOptions by name: what a new deployment of this version begins with
     engine_options = models.JSONField(default=dict, blank=True, validators=[check_engine_options])
-    # An operator asked the running fetch to stop.
-    cancel_requested = models.BooleanField(default=False, editable=False)
+    # How often its files were asked for: a job of an earlier attempt stops when it sees another number.
+    attempt = models.PositiveIntegerField(default=0, editable=False)
     price_input = models.DecimalField(
         "price per million input tokens",
         max_digits=12,
@@ -173,6 +192,8 @@ class ModelVersion(models.Model):
         blank=True,
         validators=[MinValueValidator(0)],
     )
+    # Who asked for its deletion while it was served.
+    deletion_asked_by = models.CharField(max_length=200, blank=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     ready_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -183,6 +204,10 @@ class ModelVersion(models.Model):
 
     def __str__(self) -> str:
         return self.served_id
+
+    def clean(self) -> None:
+        """Django's validators let every empty value pass."""
+        check_kinds(self, capabilities=list, tags=list, engine_options=dict)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_to_change_what_was_published()

@@ -16,8 +16,9 @@ INTERVAL_S = 1.0
 class Progress:
     """Writes stage, bytes and estimated time left; notices that the version is gone."""
 
-    def __init__(self, version_id: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, version_id: int, attempt: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._version_id = version_id
+        self._attempt = attempt
         self._clock = clock
         self._stage = ""
         self._started = self._written = 0.0
@@ -45,6 +46,8 @@ class Progress:
             "eta_s": eta_s,
             "at": timezone.now().isoformat(),
         }
-        rows = ModelVersion.objects.filter(pk=self._version_id, state=VersionState.FETCHING)
+        rows = ModelVersion.objects.filter(
+            pk=self._version_id, attempt=self._attempt, state=VersionState.FETCHING
+        )
         if not rows.update(progress=progress):
-            raise Conflict("the version was changed or deleted while its files were fetched")
+            raise Conflict("the fetch was cancelled, or the version deleted")

@@ -45,6 +45,8 @@ def check_type(field: serializers.Field, value: Any) -> None:
 class StrictSerializer(serializers.Serializer):
     """Refuses fields that it does not know and values of another type, as OpenAI does."""
 
+    typed = True
+
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict):
             writable = {name for name, field in self.fields.items() if not field.read_only}
@@ -52,9 +54,15 @@ class StrictSerializer(serializers.Serializer):
             if unknown:
                 known = ", ".join(sorted(writable))
                 raise serializers.ValidationError({unknown[0]: f"unknown field; known are {known}"})
-            for name in data:
+            for name in data if self.typed else ():
                 check_type(self.fields[name], data[name])
         return super().to_internal_value(data)
+
+
+class QuerySerializer(StrictSerializer):
+    """A query's parameters: all of them are text."""
+
+    typed = False
 
 
 class ReasonSerializer(StrictSerializer):

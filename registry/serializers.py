@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import re
+
 from rest_framework import serializers
 
+from registry.actions.versions import EDITABLE, PRICES
 from registry.models import Alias, Event, Model, ModelVersion, VersionFile, check_label, check_model_name
-from registry.rest import StrictSerializer, reason_field
+from registry.rest import QuerySerializer, StrictSerializer, reason_field
 
+ZONE_WITH_SPACE = re.compile(r"(?<=T)(.*) (\d\d:?\d\d)$")
 MAX_REVISION = 2**31 - 1
+
+
+class MomentField(serializers.DateTimeField):
+    """ISO 8601; UTC where it names no zone. In a query an unescaped ``+`` arrives as a space."""
+
+    def to_internal_value(self, value: object) -> datetime.datetime:
+        """``2026-11-24T14:03:00+01:00`` or ``2026-11-24 14:03``."""
+        if isinstance(value, str):
+            value = ZONE_WITH_SPACE.sub(r"\1+\2", value)
+        return super().to_internal_value(value)
 
 
 class ModelSerializer(StrictSerializer, serializers.ModelSerializer):
@@ -19,8 +34,24 @@ class ModelSerializer(StrictSerializer, serializers.ModelSerializer):
 
     class Meta:
         model = Model
-        fields = ("id", "name", "display_name", "description", "owner", "licence", "created_at", "reason")
-        read_only_fields = ("created_at",)
+        fields = (
+            "id",
+            "name",
+            "slug",
+            "display_name",
+            "description",
+            "owner",
+            "team",
+            "licence",
+            "tags",
+            "links",
+            "allow_pickle",
+            "trust_remote_code",
+            "deletion_asked_by",
+            "created_at",
+            "reason",
+        )
+        read_only_fields = ("slug", "deletion_asked_by", "created_at")
 
 
 class FileSerializer(serializers.ModelSerializer):
@@ -52,17 +83,34 @@ class VersionSerializer(StrictSerializer, serializers.ModelSerializer):
             "progress",
             "facts",
             "capabilities",
-            "price_input",
-            "price_cached_input",
-            "price_output",
+            "tags",
+            "engine_options",
+            *PRICES,
             "files",
+            "deletion_asked_by",
             "created_at",
             "ready_at",
             "reason",
         )
-        read_only_fields = ("state", "state_reason", "progress", "facts", "created_at", "ready_at")
+        read_only_fields = (
+            "state",
+            "state_reason",
+            "progress",
+            "facts",
+            "deletion_asked_by",
+            "created_at",
+            "ready_at",
+        )
         # One version of a name is the action's to say (409).
         validators: list[object] = []
+
+
+class DuplicateSerializer(VersionSerializer):
+    """``version`` is the new one's name; every other field replaces the original's."""
+
+    class Meta(VersionSerializer.Meta):
+        fields = ("version", *sorted(EDITABLE), "reason")
+        read_only_fields = ()
 
 
 class AliasSerializer(serializers.ModelSerializer):
@@ -102,3 +150,22 @@ class EventSerializer(serializers.ModelSerializer):
         model = Event
         fields = ("id", "at", "kind", "subject", "actor", "reason", "data", "revision")
         read_only_fields = fields
+
+
+class HistoryQuery(QuerySerializer):
+    """The query of a model's history."""
+
+    at = MomentField(required=False, default=None)
+    before = serializers.IntegerField(min_value=1, max_value=2**63 - 1, required=False, default=None)
+    limit = serializers.IntegerField(min_value=1, max_value=1000, required=False, default=100)
+
+
+class HistorySerializer(serializers.Serializer):
+    """What the aliases meant at ``at``, and the events until then."""
+
+    object = serializers.ChoiceField(["list"])
+    model = serializers.CharField()
+    at = serializers.DateTimeField()
+    default = serializers.CharField(allow_null=True)
+    aliases = serializers.DictField(child=serializers.CharField())
+    data = EventSerializer(many=True)

@@ -188,4 +188,5 @@ def engine_options(deployment: Deployment) -> EngineOptions:
         kv_cache_bytes=deployment.kv_cache_bytes,
         prefix_caching=deployment.prefix_caching,
         in_process=deployment.in_process,
+        trust_remote_code=deployment.version.model.trust_remote_code,
     )

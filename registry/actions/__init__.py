@@ -9,7 +9,10 @@ from registry.actions.models import delete_model, register_model, update_model
 from registry.actions.versions import (
     TRANSITIONS,
     archive_version,
+    cancel_import,
     delete_version,
+    duplicate_version,
+    engine_options_proposed,
     import_version,
     register_version,
     restore_version,
@@ -20,9 +23,12 @@ from registry.actions.versions import (
 __all__ = [
     "TRANSITIONS",
     "archive_version",
+    "cancel_import",
     "delete_alias",
     "delete_model",
     "delete_version",
+    "duplicate_version",
+    "engine_options_proposed",
     "import_version",
     "promote",
     "register_model",

@@ -12,7 +12,8 @@ from registry.revision import bump
 from registry.saving import save_checked
 
 FIRST_ALIAS = "production"
-PROMOTED, ROLLED_BACK = "alias.promoted", "alias.rolled_back"
+PROMOTED, ROLLED_BACK, DELETED = "alias.promoted", "alias.rolled_back", "alias.deleted"
+MADE_DEFAULT = "alias.default"
 
 
 @transaction.atomic
@@ -76,7 +77,7 @@ def set_default_alias(alias: Alias, *, actor: str, reason: str = "") -> Alias:
     alias.is_default = True
     alias.revision += 1
     save_checked(alias, unique=f"Somebody else chose a default alias of {alias.model.name} just now.")
-    bump("alias.default", str(alias), actor, reason, {"to": alias.version.version})
+    bump(MADE_DEFAULT, str(alias), actor, reason, {"to": alias.version.version})
     return alias
 
 
@@ -85,9 +86,14 @@ def delete_alias(alias: Alias, *, actor: str, reason: str = "") -> None:
     """Delete an alias; the default one only when it is the last."""
     if alias.is_default and alias.model.aliases.exclude(pk=alias.pk).exists():
         raise Conflict(f"{alias} is what {alias.model.name} means; make another alias the default first.")
+    forget_alias(alias, actor=actor, reason=reason)
+
+
+def forget_alias(alias: Alias, *, actor: str, reason: str) -> None:
+    """Delete it whatever it is: for a model that goes as a whole."""
     name, version = str(alias), alias.version.version
     alias.delete()
-    bump("alias.deleted", name, actor, reason, {"from": version})
+    bump(DELETED, name, actor, reason, {"from": version})
 
 
 def _alias(model: Model, name: str | None) -> Alias | None:
@@ -103,7 +109,8 @@ def _create(version: ModelVersion, name: str, expected: int | None, actor: str, 
         raise Conflict(f"{model.name}@{name} is a version already.", param="alias")
     row = Alias(model=model, name=name, version=version, is_default=not model.aliases.exists())
     save_checked(row, unique=f"Somebody else created {model.name}@{name} just now.")
-    bump(PROMOTED, str(row), actor, reason, {"from": None, "to": version.version, "revision": row.revision})
+    data = {"from": None, "to": version.version, "revision": row.revision, "default": row.is_default}
+    bump(PROMOTED, str(row), actor, reason, data)
     return row
 
 
@@ -128,7 +135,7 @@ def _who_moved_it(row: Alias, expected: int) -> str:
 
 def _history(row: Alias) -> list[str]:
     """The versions that the alias has meant, without those that were rolled back."""
-    events = Event.objects.filter(subject=str(row), kind__in=(PROMOTED, ROLLED_BACK, "alias.deleted"))
+    events = Event.objects.filter(subject=str(row), kind__in=(PROMOTED, ROLLED_BACK, DELETED))
     stack: list[str] = []
     for kind, data in events.order_by("id").values_list("kind", "data"):
         if kind == PROMOTED:

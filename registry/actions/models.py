@@ -6,20 +6,26 @@ from typing import Any
 
 from django.db import transaction
 
-from mmserve.errors import InvalidRequest
+from registry.actions.aliases import forget_alias
+from registry.actions.editing import check_editable
 from registry.actions.versions import delete_version
 from registry.models import Model
 from registry.revision import bump
 from registry.saving import save_checked
 
-EDITABLE = frozenset({"display_name", "description", "owner", "licence"})
-
-
-def check_editable(changes: dict[str, Any], editable: frozenset[str]) -> None:
-    """Refuse a field that this action does not change."""
-    for field in changes:
-        if field not in editable:
-            raise InvalidRequest(f"{field} cannot be changed; {', '.join(sorted(editable))} can", param=field)
+EDITABLE = frozenset(
+    {
+        "display_name",
+        "description",
+        "owner",
+        "team",
+        "licence",
+        "tags",
+        "links",
+        "allow_pickle",
+        "trust_remote_code",
+    }
+)
 
 
 @transaction.atomic
@@ -48,7 +54,8 @@ def update_model(model: Model, *, actor: str, reason: str = "", **changes: Any) 
 @transaction.atomic
 def delete_model(model: Model, *, actor: str, reason: str = "") -> None:
     """Delete a model with its aliases, versions and files; refused while one of its versions is served."""
-    model.aliases.all().delete()
+    for alias in model.aliases.select_related("model", "version"):
+        forget_alias(alias, actor=actor, reason=reason)
     for version in model.versions.select_related("model"):
         delete_version(version, actor=actor, reason=reason)
     model.delete()

@@ -13,9 +13,10 @@ from django.dispatch import Signal
 from django.utils import timezone
 from redis import RedisError
 
-from mmserve.errors import Conflict, InvalidRequest, Unavailable
+from mmserve.errors import Conflict, Unavailable
 from registry import sources, store
-from registry.models import Model, ModelVersion, VersionState
+from registry.actions.editing import check_editable
+from registry.models import Model, ModelVersion, VersionFile, VersionState
 from registry.revision import bump
 from registry.saving import save_checked
 
@@ -29,7 +30,8 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     # Back to ready only if its files were whole once: restore_version checks.
     VersionState.ARCHIVED: frozenset({VersionState.READY}),
 }
-EDITABLE = frozenset({"description", "capabilities", "price_input", "price_cached_input", "price_output"})
+PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
+EDITABLE = frozenset({"description", "capabilities", "tags", "engine_options", *PRICES})
 IMPORT_JOB = "registry.jobs.import_version"
 # A job that lives writes its progress every second: one that is silent for so long is dead.
 SILENT_AFTER = datetime.timedelta(seconds=120)
@@ -37,6 +39,8 @@ SILENT_AFTER = datetime.timedelta(seconds=120)
 # Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason``
 # and ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
 version_retiring = Signal()
+# Sent with ``options`` before a version's engine options are kept. Whoever runs engines raises InvalidRequest.
+engine_options_proposed = Signal()
 
 
 @transaction.atomic
@@ -44,12 +48,11 @@ def register_version(
     model: Model, version: str, source_uri: str, *, actor: str, reason: str = "", **fields: Any
 ) -> ModelVersion:
     """A version with its source; import_version brings the files."""
-    for field in fields:
-        if field not in EDITABLE:
-            raise InvalidRequest(f"{field} cannot be set", param=field)
+    check_editable(fields, EDITABLE)
     sources.check(source_uri)
     if model.aliases.filter(name=version).exists():
         raise Conflict(f"{model.name}@{version} is an alias already.", param="version")
+    _check_options(fields)
     row = ModelVersion(model=model, version=version, source_uri=source_uri, **fields)
     save_checked(row, unique=f"There is a version {model.name}@{version} already.")
     bump("version.registered", row.served_id, actor, reason, {"source_uri": source_uri})
@@ -58,12 +61,11 @@ def register_version(
 
 @transaction.atomic
 def update_version(version: ModelVersion, *, actor: str, reason: str = "", **changes: Any) -> ModelVersion:
-    """Change prices, capabilities or description; files, source and facts never change."""
-    for field in changes:
-        if field not in EDITABLE:
-            raise InvalidRequest(f"{field} cannot be changed; register another version", param=field)
+    """Change prices, capabilities, tags or description; once it is ready its engine options stay, too."""
+    check_editable(changes, EDITABLE)
     changed = {field: value for field, value in changes.items() if getattr(version, field) != value}
     if changed:
+        _check_options(changed)
         before = {field: getattr(version, field) for field in changed}
         for field, value in changed.items():
             setattr(version, field, value)
@@ -83,33 +85,76 @@ def import_version(version: ModelVersion, *, actor: str, reason: str = "") -> Mo
         else:
             transition(version, VersionState.FETCHING)
         version.state_reason = ""
+        version.attempt += 1
         version.progress = {"stage": "queued", "at": timezone.now().isoformat()}
-        version.save(update_fields=["progress", "state_reason"])
-        revision = bump(
-            "version.fetching", version.served_id, actor, reason, {"source_uri": version.source_uri}
-        )
-        transaction.on_commit(lambda: _enqueue(version, revision, actor))
+        version.save(update_fields=["progress", "state_reason", "attempt"])
+        bump("version.fetching", version.served_id, actor, reason, {"source_uri": version.source_uri})
+        transaction.on_commit(lambda: _enqueue(version, actor))
     return version
 
 
 @transaction.atomic
 def finish_import(version: ModelVersion, *, actor: str) -> None:
     """The job's end: path, facts and capabilities are set on ``version``, and it becomes ready."""
+    transition(version, VersionState.READY, only_from=VersionState.FETCHING)
     version.ready_at = timezone.now()
     version.progress = {}
-    version.save(update_fields=["path", "facts", "capabilities", "ready_at", "progress"])
-    transition(version, VersionState.READY)
+    # Not by save(): from here on it refuses to change what makes a version.
+    ModelVersion.objects.filter(pk=version.pk).update(
+        **{name: getattr(version, name) for name in ("path", "facts", "capabilities", "ready_at", "progress")}
+    )
     bump("version.ready", version.served_id, actor, "", {"facts": version.facts})
 
 
 @transaction.atomic
 def fail_import(version: ModelVersion, *, actor: str, reason: str) -> None:
     """The job's other end."""
+    transition(version, VersionState.FAILED)
     version.progress = {}
     version.state_reason = reason
     version.save(update_fields=["progress", "state_reason"])
-    transition(version, VersionState.FAILED)
     bump("version.failed", version.served_id, actor, reason)
+
+
+@transaction.atomic
+def cancel_import(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
+    """Stop bringing the files; the job notices within seconds, and a later import goes on where it was."""
+    if version.state != VersionState.FETCHING:
+        raise Conflict(
+            f"{version.served_id} is {version.state}; only what is being fetched can be cancelled."
+        )
+    words = f"Cancelled by {actor}{f': {reason}' if reason else ''}."
+    fail_import(version, actor=actor, reason=words)
+    return version
+
+
+@transaction.atomic
+def duplicate_version(
+    version: ModelVersion, label: str, *, actor: str, reason: str = "", **changes: Any
+) -> ModelVersion:
+    """A new version of the same files with other options or prices; ready at once, if this one's files are here.
+
+    ``changes`` are fields of EDITABLE; what is not named is as in the original.
+    """
+    check_editable(changes, EDITABLE)
+    _check_options(changes)
+    model = version.model
+    if model.aliases.filter(name=label).exists():
+        raise Conflict(f"{model.name}@{label} is an alias already.", param="version")
+    kept = {field: getattr(version, field) for field in EDITABLE}
+    row = ModelVersion(model=model, version=label, source_uri=version.source_uri, **{**kept, **changes})
+    if version.ready_at is not None:
+        # The files are shared: they go with the last version that has them.
+        row.state, row.path, row.facts = VersionState.READY, version.path, version.facts
+        row.ready_at = timezone.now()
+    save_checked(row, unique=f"There is a version {model.name}@{label} already.")
+    VersionFile.objects.bulk_create(
+        VersionFile(version=row, path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+        for file in version.files.all()
+    )
+    data = {"from": version.version, **{field: _plain(value) for field, value in changes.items()}}
+    bump("version.duplicated", row.served_id, actor, reason, data)
+    return row
 
 
 @transaction.atomic
@@ -129,9 +174,9 @@ def archive_version(version: ModelVersion, *, actor: str, reason: str = "") -> M
 @transaction.atomic
 def restore_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
     """Bring an archived version back, if its files were whole."""
-    if version.ready_at is None:
+    if version.state == VersionState.ARCHIVED and version.ready_at is None:
         raise Conflict(f"{version.served_id} never had its files; register it anew.")
-    transition(version, VersionState.READY)
+    transition(version, VersionState.READY, only_from=VersionState.ARCHIVED)
     bump("version.restored", version.served_id, actor, reason)
     return version
 
@@ -154,13 +199,13 @@ def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> No
         users = ", ".join(sorted(str(row) for row in error.protected_objects))
         raise Conflict(f"{served_id} is in use by {users}.") from error
     bump("version.deleted", served_id, actor, reason)
-    if path:
+    if path and not ModelVersion.objects.filter(path=path).exists():
         transaction.on_commit(lambda: store.remove(path), robust=True)
 
 
-def transition(version: ModelVersion, to: str) -> None:
+def transition(version: ModelVersion, to: str, *, only_from: str | None = None) -> None:
     """Move the state by compare-and-set; Conflict if the table forbids it or somebody moved it first."""
-    if to not in TRANSITIONS[version.state]:
+    if to not in TRANSITIONS[version.state] or only_from not in (None, version.state):
         raise Conflict(f"{version.served_id} is {version.state}; from there it cannot become {to}.")
     moved = ModelVersion.objects.filter(pk=version.pk, state=version.state).update(state=to)
     if not moved:
@@ -174,13 +219,18 @@ def _silent(version: ModelVersion) -> bool:
     return at is None or timezone.now() - datetime.datetime.fromisoformat(at) > SILENT_AFTER
 
 
-def _enqueue(version: ModelVersion, revision: int, actor: str) -> None:
+def _check_options(fields: dict[str, Any]) -> None:
+    if fields.get("engine_options"):
+        engine_options_proposed.send(ModelVersion, options=fields["engine_options"])
+
+
+def _enqueue(version: ModelVersion, actor: str) -> None:
     queue = django_rq.get_queue("ops", commit_mode="auto")
     try:
         queue.enqueue(
             IMPORT_JOB,
             version.pk,
-            job_id=f"import-{version.pk}-{revision}",
+            job_id=f"import-{version.pk}-{version.attempt}",
             description=f"import {version.served_id}",
             failure_ttl=7 * 24 * 3600,
         )
@@ -190,4 +240,4 @@ def _enqueue(version: ModelVersion, revision: int, actor: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, list, type(None))) else str(value)
+    return value if isinstance(value, (str, int, list, dict, type(None))) else str(value)

@@ -49,7 +49,7 @@ def test_a_bug_is_500_with_the_requests_id_and_without_its_details(
     def bug(*args: Any) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(inference.api, "model_objects", bug)
+    monkeypatch.setattr(inference.api, "listing", bug)
     response = manager.get("/v1/models", headers={"x-request-id": "req-7"})
 
     assert response.status_code == 500
@@ -63,7 +63,7 @@ def test_a_database_that_is_away_is_503(manager: APIClient, monkeypatch: pytest.
     def away(*args: Any) -> None:
         raise OperationalError("connection refused at 10.0.0.1")
 
-    monkeypatch.setattr(inference.api, "model_objects", away)
+    monkeypatch.setattr(inference.api, "listing", away)
     monkeypatch.setattr(revision, "current", away)
     response = manager.get("/v1/models")
 

@@ -64,8 +64,8 @@ def test_the_list_costs_the_same_queries_however_many_models(
             made = Deployment.objects.create(name=f"d-{version.pk}", version=version, replicas=1)
             replica(made, device, ReplicaState.READY)
 
-    # key, models, versions, aliases, deployments, replicas, revision
-    with django_assert_max_num_queries(8):
+    # key, last event, models, versions, aliases, what is served, deployments, replicas, revision
+    with django_assert_max_num_queries(9):
         found = reader.get("/v1/models").json()["data"]
 
     assert len(found) == 13

@@ -158,7 +158,7 @@ def test_the_files_of_a_deleted_version_are_deleted(
 
 def test_progress_is_written_at_most_once_a_second_with_the_time_left(fetching: ModelVersion) -> None:
     now = 100.0
-    progress = Progress(fetching.pk, clock=lambda: now)
+    progress = Progress(fetching.pk, fetching.attempt, clock=lambda: now)
 
     def written() -> dict[str, Any]:
         fetching.refresh_from_db()

@@ -1,0 +1,78 @@
+"""Form fields that the registry's pages share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
+
+from registry.admin_base import ReasonForm, ReasonModelForm
+from registry.models import CAPABILITIES, check_label
+
+
+class WordsField(forms.Field):
+    """A JSON list of words, typed with commas between them."""
+
+    widget = UnfoldAdminTextInputWidget
+
+    def prepare_value(self, value: Any) -> Any:
+        """The words with commas; what was typed wrong comes back as it was."""
+        return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> list[str]:
+        return [word.strip() for word in str(value or "").split(",") if word.strip()]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return (initial or []) != self.to_python(data)
+
+
+class CapabilitiesField(forms.MultipleChoiceField):
+    """A JSON list of what a version can be asked for."""
+
+    widget = UnfoldAdminCheckboxSelectMultipleWidget
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return list(initial or []) != list(data or [])
+
+
+class ModelForm(ReasonModelForm):
+    """A model."""
+
+    tags = WordsField(required=False, help_text="Words with commas between them; key=value among them.")
+
+
+class VersionForm(ReasonModelForm):
+    """A version."""
+
+    tags = WordsField(required=False, help_text="Words with commas between them; key=value among them.")
+    capabilities = CapabilitiesField(
+        required=False,
+        choices=[(name, name) for name in CAPABILITIES],
+        help_text="Read from the files; correct what they do not say.",
+    )
+
+
+class DuplicateForm(ReasonForm):
+    """What a duplicate needs to know."""
+
+    label = forms.CharField(
+        label="New version", max_length=100, validators=[check_label], widget=UnfoldAdminTextInputWidget()
+    )
+    engine_options = forms.JSONField(
+        label="Engine options",
+        required=False,
+        help_text='What a deployment of it begins with, e.g. {"max_streams": 16}.',
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),
+        encoder=json.JSONEncoder,
+    )
+    field_order = ("label", "engine_options", "reason")
+
+    def clean_engine_options(self) -> dict[str, Any]:
+        """Empty means none."""
+        return self.cleaned_data["engine_options"] or {}

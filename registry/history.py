@@ -1,0 +1,48 @@
+"""What a model's aliases meant at a time, from the append-only events; a deleted model has its history still."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+
+from django.db.models import Q, QuerySet
+
+from registry.actions.aliases import DELETED, MADE_DEFAULT, PROMOTED, ROLLED_BACK
+from registry.models import Event
+
+MOVES = (PROMOTED, ROLLED_BACK, DELETED, MADE_DEFAULT)
+
+
+@dataclass(slots=True)
+class Meaning:
+    """The aliases of a model at one moment: name to version, and which of them was the default."""
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+    def follow(self, kind: str, alias: str, to: str | None, *, is_default: bool) -> None:
+        """Apply one event."""
+        if kind == DELETED:
+            self.aliases.pop(alias, None)
+            self.default = None if self.default == alias else self.default
+        elif kind == MADE_DEFAULT:
+            self.default = alias
+        elif to is not None:
+            self.aliases[alias] = to
+            self.default = alias if is_default else self.default
+
+
+def events_of(model_name: str) -> QuerySet[Event]:
+    """Everything that happened to a model, its versions and its aliases, the newest first."""
+    return Event.objects.filter(Q(subject=model_name) | Q(subject__startswith=f"{model_name}@"))
+
+
+def meaning_at(model_name: str, at: datetime.datetime) -> Meaning:
+    """What each alias of the model meant at ``at``."""
+    moves = Event.objects.filter(subject__startswith=f"{model_name}@", kind__in=MOVES, at__lte=at)
+    meaning = Meaning()
+    for kind, subject, data in moves.order_by("id").values_list("kind", "subject", "data"):
+        # Events from before "default" was written: a model's first alias is its default.
+        is_default = data.get("default", kind == PROMOTED and not meaning.aliases)
+        meaning.follow(kind, subject.rpartition("@")[2], data.get("to"), is_default=is_default)
+    return meaning
