@@ -13,6 +13,7 @@ from inference.deletion import finish_deletions
 from inference.memory import NODE_LOST_AFTER_S, device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import tell_gateways, wake_node
+from registry.actions.versions import recover_imports
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def reconcile() -> None:
             if not start_one(deployment):
                 break
     finish_deletions()
+    recover_imports()
 
 
 def start_one(deployment: Deployment) -> bool:

@@ -80,10 +80,12 @@ def servers() -> Iterator[CheckMessage]:
 
 def storage() -> Iterator[CheckMessage]:
     url = urlsplit(settings.STORAGE_URL)
-    if url.scheme != "file" or url.netloc or not url.path.startswith("/"):
+    is_folder = url.scheme == "file" and not url.netloc and url.path.startswith("/")
+    is_bucket = url.scheme == "s3" and url.netloc and not url.query and not url.username
+    if not is_folder and not is_bucket:
         yield Error(
-            f"MMSERVE_STORAGE_URL is {settings.STORAGE_URL!r}: not a local folder.",
-            hint="Set it to file:///absolute/folder.",
+            f"MMSERVE_STORAGE_URL is {settings.STORAGE_URL!r}: neither a local folder nor a bucket.",
+            hint="Set it to file:///absolute/folder or s3://bucket/prefix.",
             id="mmserve.E006",
         )
     for root in settings.SOURCE_ROOTS:

@@ -10,6 +10,8 @@ from pathlib import Path
 import environ
 import structlog
 
+from registry.store_url import storage_params
+
 env = environ.Env()
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -49,10 +51,20 @@ CSRF_TRUSTED_ORIGINS = env.list("MMSERVE_CSRF_TRUSTED_ORIGINS", default=[])
 DATABASE_URL = env("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'mmserve.sqlite3'}")
 EMBEDDED_REDIS_SOCKET = embedded_redis_socket()
 REDIS_URL = env("REDIS_URL", default=f"unix://{EMBEDDED_REDIS_SOCKET}")
-# Folder or s3://bucket/prefix that holds model files.
+# file:///folder or s3://bucket/prefix that holds model files.
 STORAGE_URL = env("MMSERVE_STORAGE_URL", default=f"file://{DATA_DIR / 'models'}")
 # Where downloads are kept, so that a retry or a second version does not fetch them again.
 CACHE_DIR = Path(env("MMSERVE_CACHE_DIR", default=str(DATA_DIR / "cache"))).resolve()
+# What the files of remote versions may take there (bytes; 0: as much as the disk has).
+CACHE_BYTES = env.int("MMSERVE_CACHE_BYTES", default=0)
+# The S3 endpoint of the store and of sources that name none; empty: AWS's own. Keys: AWS_ACCESS_KEY_ID and the like.
+S3_ENDPOINT = env("MMSERVE_S3_ENDPOINT", default="")
+# Endpoints that a source may name besides, e.g. https://minio.example.org or http://10.0.0.5:9000.
+S3_ENDPOINTS = env.list("MMSERVE_S3_ENDPOINTS", default=[])
+# Hosts that https:// sources may come from: host, host:port, *.host, or http://host:port for one without TLS.
+SOURCE_HOSTS = env.list("MMSERVE_SOURCE_HOSTS", default=[])
+# What one fetch may take of the network (bytes a second; 0: no bound).
+FETCH_BYTES_PER_S = env.int("MMSERVE_FETCH_BYTES_PER_S", default=0)
 # Folders, besides DATA_DIR, from which file:// sources may be read.
 SOURCE_ROOTS = [Path(root).resolve() for root in env.list("MMSERVE_SOURCE_ROOTS", default=[])]
 
@@ -162,6 +174,7 @@ STORAGES = {
         "BACKEND": "django.core.files.storage.FileSystemStorage",
         "OPTIONS": {"location": DATA_DIR / "files"},
     },
+    "models": storage_params(STORAGE_URL, S3_ENDPOINT),
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
 STATIC_URL = "/static/"

@@ -41,6 +41,13 @@ FACT_LABELS = {
     "vocabulary": "Vocabulary",
     "tied_embeddings": "Tied embeddings",
     "chat_template": "Chat template",
+    "tools": "Template knows tools",
+    "experts": "Experts",
+    "vision": "Sees images",
+    "embedding": "Embeds",
+    "tokenizer": "Tokenizer",
+    "languages": "Languages",
+    "custom_code": "Wants its own code",
 }
 # Fields of a model that let its files run code, and how the pages call them, in red.
 RISKS = {"trust_remote_code": "remote code", "allow_pickle": "pickle weights"}
@@ -507,4 +514,6 @@ def _fact(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if name == "weight_bytes":
         return in_bytes(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "–"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -6,16 +6,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmserve.errors import InvalidRequest
+from registry.textfacts import chat_template, languages, read_json, tokenizer_kind
 
-MAX_JSON_BYTES = 32 * 2**20
 # The safetensors format's own bound.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**40
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+# Classes without a head that speaks.
+EMBEDDERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "NomicBertModel", "MPNetModel")
 DTYPES = {
     "BF16": "bfloat16",
     "F16": "float16",
@@ -46,6 +49,13 @@ class Facts:
     tied_embeddings: bool
     weight_bytes: int
     chat_template: bool
+    experts: int | None = None
+    tools: bool = False  # the chat template knows of tools
+    vision: bool = False
+    embedding: bool = False
+    tokenizer: str | None = None
+    languages: list[str] = field(default_factory=list)
+    custom_code: bool = False  # the config names Python code that comes with the files
 
     def as_dict(self) -> dict[str, Any]:
         """As ``ModelVersion.facts`` keeps them."""
@@ -54,31 +64,29 @@ class Facts:
     @property
     def capabilities(self) -> list[str]:
         """What the version can be asked for."""
-        return ["completion", "chat"] if self.chat_template else ["completion"]
+        if self.embedding:
+            return ["embedding"]
+        # JSON needs nothing of the model: the engine lets it say nothing else.
+        found = {"completion": True, "chat": self.chat_template, "tools": self.tools, "json": True}
+        return [name for name, has in {**found, "vision": self.vision}.items() if has]
 
 
 def read_facts(folder: Path) -> Facts:
     """The facts of the checkpoint in a folder; InvalidRequest names the file that is wrong."""
     config_file = folder / "config.json"
-    whole = _read_json(config_file)
+    whole = read_json(config_file)
     # Models that also see or hear keep the language model's numbers one level down.
     config = whole.get("text_config", whole)
     if not isinstance(config, dict):
         raise InvalidRequest("config.json: text_config is not an object")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise InvalidRequest(f"There is no .safetensors file in {folder.name}.")
-    parameters, weight_bytes, stored = 0, 0, Counter[str]()
-    for file in weights:
-        for dtype, count, size in _tensors(file):
-            parameters += count
-            weight_bytes += size
-            stored[dtype] += size
+    parameters, weight_bytes, stored = _weights(folder, config)
+    template = chat_template(folder)
     heads, hidden = _number(config, "num_attention_heads", "n_head"), _number(config, "hidden_size", "n_embd")
     head_size = _number(config, "head_dim") or (hidden // heads if heads and hidden else None)
     main_dtype = stored.most_common(1)[0][0] if stored else ""
+    architecture = _architecture(whole)
     return Facts(
-        architecture=_architecture(whole),
+        architecture=architecture,
         parameters=parameters,
         layers=_number(config, "num_hidden_layers", "n_layer"),
         heads=heads,
@@ -93,28 +101,56 @@ def read_facts(folder: Path) -> Facts:
         quantization=_quantization(whole),
         tied_embeddings=bool(whole.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         weight_bytes=weight_bytes,
-        chat_template=_has_chat_template(folder),
+        chat_template=bool(template),
+        experts=_number(config, "num_local_experts", "num_experts", "n_routed_experts"),
+        tools="tools" in template,
+        vision="vision_config" in whole,
+        embedding=architecture.endswith(EMBEDDERS) or (folder / "modules.json").is_file(),
+        tokenizer=tokenizer_kind(folder),
+        languages=languages(folder),
+        custom_code=bool(whole.get("auto_map")),
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise InvalidRequest(f"{file.name} is larger than {MAX_JSON_BYTES} bytes")
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidRequest(f"{file.name} is missing") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{file.name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{file.name} is not a JSON object")
-    return found
+def _weights(folder: Path, config: dict[str, Any]) -> tuple[int, int, Counter[str]]:
+    """Parameters, bytes, and bytes by dtype of all weights."""
+    parameters, weight_bytes, stored = 0, 0, Counter[str]()
+    files = sorted(folder.glob("*.safetensors"))
+    _check_index(folder, {file.name for file in files})
+    for file in files:
+        for dtype, count, size in _tensors(file):
+            parameters += count
+            weight_bytes += size
+            stored[dtype] += size
+    if not files:
+        # Pickles that the operator allowed: they are not opened here, so their size has to do.
+        pickles = [file for file in folder.iterdir() if file.suffix in PICKLES]
+        if not pickles:
+            raise InvalidRequest(f"There is no .safetensors file in {folder.name}.")
+        weight_bytes = sum(file.stat().st_size for file in pickles)
+        dtype = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
+        parameters = weight_bytes // (4 if dtype == "float32" else 2)
+        stored[dtype] = weight_bytes
+    return parameters, weight_bytes, stored
+
+
+def _check_index(folder: Path, names: set[str]) -> None:
+    """Every shard that an index names is here."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise InvalidRequest(f"{index.name}: weight_map does not say which shard holds which tensor")
+        missing = sorted(set(shards.values()) - names)
+        if missing:
+            raise InvalidRequest(f"{index.name} names {missing[0][:200]!r}, which is not here")
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:
     """Dtype, number of elements and bytes of each tensor that a safetensors file's header lists."""
     size = file.stat().st_size
     with file.open("rb") as reader:
+        if size == 0:
+            raise InvalidRequest(f"{file.name} is empty (0 bytes)")
         prefix = reader.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
@@ -168,10 +204,3 @@ def _quantization(config: dict[str, Any]) -> str | None:
         case None:
             return None
     raise InvalidRequest("config.json: quantization_config does not name its quant_method")
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(_read_json(file).get("chat_template"))

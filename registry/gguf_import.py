@@ -17,7 +17,7 @@ from pathlib import Path
 from django.conf import settings
 
 from mmserve.errors import InvalidRequest
-from registry.sources import Report
+from registry.report import Report
 
 PERCENT = re.compile(r"(\d{1,3})%\|")
 LAST_LINES = 5

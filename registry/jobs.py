@@ -1,39 +1,50 @@
-"""The ops job that brings a version's files: fetch, convert, hash, publish."""
+"""The ops jobs of a version's files: bring and publish them, verify them, repair them."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from django.db import transaction
 
-from mmserve.errors import InvalidRequest, MmserveError
-from registry import store
+from mmserve.errors import Conflict, InvalidRequest
+from registry import cache, store
 from registry.actions.versions import fail_import, finish_import
 from registry.facts import Facts, read_facts
+from registry.fetch.fetcher import in_words
 from registry.gguf_import import convert
 from registry.manifest import ManifestEntry, read_manifest
 from registry.models import ModelVersion, VersionFile, VersionState
 from registry.progress import Progress
-from registry.sources import source_for
+from registry.report import Report
+from registry.revision import bump
+from registry.sources import Wanted, source_for
+from registry.stamp import damage, write_stamp
 
 log = logging.getLogger(__name__)
 
 ACTOR = "ops worker"
+# How long a job waits for one of an earlier attempt, which was cancelled, to wind down.
+WAIT_S = 45.0
 
 
 def import_version(version_id: int) -> str:
     """Bring the version's files and make it ready; returns the state that it is left in.
 
     Run twice, it does nothing the second time; run at once with another, it leaves the work to the other.
-    After a crash it starts over. A failure leaves the version failed, with the reason, and raises.
+    After a crash it goes on with what had arrived. A failure leaves the version failed, with the reason, and
+    raises.
     """
-    with _alone(version_id) as alone:
-        version = ModelVersion.objects.select_related("model").filter(pk=version_id).first()
+    version = _version(version_id)
+    if version is None:
+        return "deleted"
+    with _alone(version_id, version.attempt) as alone:
+        version = _version(version_id)
         if version is None:
             return "deleted"
         if not alone or version.state != VersionState.FETCHING:
@@ -41,44 +52,97 @@ def import_version(version_id: int) -> str:
         try:
             _import(version)
         except Exception as error:
-            reason = error.message if isinstance(error, MmserveError) else f"{type(error).__name__}: {error}"
+            reason = in_words(error)
             log.warning("import of %s failed: %s", version.served_id, reason)
-            _fail(version_id, reason)
+            _fail(version, reason)
             raise
         return version.state
+
+
+def repair_version(version_id: int) -> list[str]:
+    """Fetch the files of a ready version anew and put them in the place of damaged ones; the paths that were.
+
+    What is fetched must be what the manifest says: the version means the same files as before.
+    """
+    version = _version(version_id)
+    if version is None or version.state != VersionState.READY or not store.is_local():
+        return []
+    manifest = cache.manifest_of(version)
+    found = damage(store.location(version.path), manifest, full=True)
+    if found:
+        work = store.workspace(f"repair-{version.pk}")
+        files = _files(version, work, Wanted(), _silent, lambda stage: None)[0]
+        wrong = damage(files, manifest, full=True)
+        if wrong:
+            raise Conflict(f"{version.served_id}: from its source {wrong[0].path} {wrong[0].words}.")
+        _stamped(files, manifest)
+        store.publish(files, version.path)
+        store.clear_workspace(work.name)
+        bump(
+            "version.repaired",
+            version.served_id,
+            ACTOR,
+            data=dict(found),
+        )
+    return [path for path, _ in found]
 
 
 def _import(version: ModelVersion) -> None:
     progress = Progress(version.pk, version.attempt)
     work = store.workspace(f"import-{version.pk}")
-    try:
-        fetched = work / "fetched"
-        fetched.mkdir()
-        progress.enter("fetch")
-        source_for(version.source_uri).fetch(fetched, progress.report)
-        files = _converted(fetched, work / "converted", progress)
-        progress.enter("hash")
-        facts = read_facts(files)
-        manifest = read_manifest(files, progress.report)
-        progress.enter("publish")
-        path = f"{version.model.name.replace('/', '--')}/{version.version}-{version.pk}"
-        store.publish(files, path)
-        _finish(version, path, facts, manifest)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    expected = {entry.path: entry for entry in cache.manifest_of(version)}
+    wanted = Wanted(
+        allow_pickle=version.model.allow_pickle,
+        trust_remote_code=version.model.trust_remote_code,
+        sha256={path: entry.sha256 for path, entry in expected.items()},
+    )
+    files, known = _files(version, work, wanted, progress.report, progress.enter)
+    progress.enter("hash")
+    facts = read_facts(files)
+    manifest = read_manifest(files, progress.report, known)
+    progress.enter("publish")
+    path = f"{version.model.slug}/{version.version}-{version.pk}"
+    _stamped(files, manifest)
+    store.publish(files, path, progress.report)
+    _finish(version, path, facts, manifest)
+    store.clear_workspace(work.name)
 
 
-def _converted(fetched: Path, into: Path, progress: Progress) -> Path:
-    """The folder with safetensors: as fetched, or converted from the one GGUF file there."""
+def _files(
+    version: ModelVersion,
+    work: Path,
+    wanted: Wanted,
+    report: Report,
+    enter: Callable[[str], None],
+) -> tuple[Path, dict[str, str]]:
+    """The folder with what the version is made of, and the digests that are known already."""
+    # Another source's files are not to be mixed in.
+    fetched = work / "fetched"
+    origin = work / "source"
+    if not origin.exists() or origin.read_text() != version.source_uri:
+        shutil.rmtree(fetched, ignore_errors=True)
+        origin.write_text(version.source_uri)
+    fetched.mkdir(exist_ok=True)
+    enter("fetch")
+    known = dict(source_for(version.source_uri).fetch(fetched, report, wanted))
     ggufs = list(fetched.glob("*.gguf"))
     if not ggufs:
-        return fetched
+        return fetched, known
     if len(ggufs) > 1:
         raise InvalidRequest(f"{len(ggufs)} GGUF files were fetched; a version is made of one")
-    progress.enter("convert")
-    into.mkdir()
-    convert(ggufs[0], into, progress.report)
-    return into
+    enter("convert")
+    converted = work / "converted"
+    shutil.rmtree(converted, ignore_errors=True)
+    converted.mkdir()
+    convert(ggufs[0], converted, report)
+    return converted, {}
+
+
+def _stamped(files: Path, manifest: list[ManifestEntry]) -> None:
+    """Without this program's own notes, but with the one that later tells whether a file has rotted."""
+    for note in files.glob(".*"):
+        note.unlink()
+    write_stamp(files, (entry.path for entry in manifest))
 
 
 @transaction.atomic
@@ -94,21 +158,42 @@ def _finish(version: ModelVersion, path: str, facts: Facts, manifest: list[Manif
     finish_import(version, actor=ACTOR)
 
 
-def _fail(version_id: int, reason: str) -> None:
-    version = ModelVersion.objects.select_related("model").filter(pk=version_id).first()
-    if version is not None and version.state == VersionState.FETCHING:
-        fail_import(version, actor=ACTOR, reason=reason)
+def _fail(version: ModelVersion, reason: str) -> None:
+    found = _version(version.pk)
+    # A later attempt is not this one's to fail.
+    if found is not None and (found.state, found.attempt) == (VersionState.FETCHING, version.attempt):
+        fail_import(found, actor=ACTOR, reason=reason)
+
+
+def _version(version_id: int) -> ModelVersion | None:
+    return ModelVersion.objects.select_related("model").filter(pk=version_id).first()
+
+
+def _silent(done_bytes: int, total_bytes: int | None, files: object = (), /) -> None:
+    """No row shows how far a repair is."""
 
 
 @contextmanager
-def _alone(version_id: int) -> Iterator[bool]:
-    """Whether nobody else imports the version; the kernel lets go of the lock when the process dies."""
-    folder = store.root() / store.WORK
+def _alone(version_id: int, attempt: int) -> Iterator[bool]:
+    """Whether nobody else imports the version; the kernel lets go of the lock when the process dies.
+
+    The job of an earlier attempt was told to stop: it is waited for.
+    """
+    folder = store.work_root()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"import-{version_id}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    until = time.monotonic() + WAIT_S
+    with (folder / f"import-{version_id}.lock").open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                if lock.read() == str(attempt) or time.monotonic() > until:
+                    yield False
+                    return
+                time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(str(attempt))
+        lock.flush()
+        yield True

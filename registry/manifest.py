@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from mmserve.errors import InvalidRequest
-from registry.sources import Report
+from registry.report import Report
 
 CHUNK_BYTES = 4 * 2**20
 
@@ -29,23 +32,53 @@ def check_path(path: str) -> str:
     return path
 
 
-def read_manifest(folder: Path, report: Report) -> list[ManifestEntry]:
-    """Hash every file below a folder; a link is refused, because it may lead out of it."""
+def check_paths(paths: list[str]) -> list[str]:
+    """Paths of one version: each below its root, and no two that a file system could take for one another."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        check_path(path)
+        same = unicodedata.normalize("NFC", path).casefold()
+        if same in seen:
+            raise InvalidRequest(f"{seen[same]!r} and {path!r} differ only in case or spelling", param="path")
+        seen[same] = path
+    return paths
+
+
+def read_manifest(
+    folder: Path, report: Report, known: Mapping[str, str] | None = None
+) -> list[ManifestEntry]:
+    """Every file below a folder with its digest; a link is refused, because it may lead out of it.
+
+    ``known`` has SHA-256 by path of files that were hashed when they were written: they are not read again.
+    """
     found = sorted(folder.rglob("*"))
     for entry in found:
-        if entry.is_symlink():
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             raise InvalidRequest(f"{entry.relative_to(folder)} is a link; a version's files are plain files")
-    files = [entry for entry in found if entry.is_file()]
-    total = sum(file.stat().st_size for file in files)
-    done = 0
-    manifest = []
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as reader:
-            while chunk := reader.read(CHUNK_BYTES):
-                digest.update(chunk)
-                done += len(chunk)
-                report(done, total)
-        path = check_path(file.relative_to(folder).as_posix())
-        manifest.append(ManifestEntry(path=path, size_bytes=file.stat().st_size, sha256=digest.hexdigest()))
-    return manifest
+    # Hidden files are this program's own: the stamp, the journal.
+    files = {entry.relative_to(folder).as_posix(): entry for entry in found if entry.is_file()}
+    files = {path: file for path, file in files.items() if not file.name.startswith(".")}
+    check_paths(list(files))
+    sizes = {path: file.stat().st_size for path, file in files.items()}
+    digests = dict(known or {})
+    to_read = {path: file for path, file in files.items() if path not in digests}
+    done, total = 0, sum(sizes[path] for path in to_read)
+    for path, file in to_read.items():
+        digests[path] = hash_file(file, partial(_report_from, report, done, total))
+        done += sizes[path]
+    return [ManifestEntry(path=path, size_bytes=sizes[path], sha256=digests[path]) for path in files]
+
+
+def _report_from(report: Report, before: int, total: int, count: int) -> None:
+    report(before + count, total)
+
+
+def hash_file(file: Path, report: Callable[[int], object] = lambda count: None) -> str:
+    """SHA-256 of a file; ``report`` gets the bytes read so far."""
+    digest, done = hashlib.sha256(), 0
+    with file.open("rb") as reader:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done)
+    return digest.hexdigest()

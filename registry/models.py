@@ -146,7 +146,7 @@ class ModelVersion(models.Model):
         max_length=20, choices=VersionState, default=VersionState.REGISTERED, editable=False
     )
     state_reason = models.TextField(blank=True, editable=False)
-    # {"stage", "done_bytes", "total_bytes", "eta_s", "at"} while an ops job works on it
+    # {"stage", "done_bytes", "total_bytes", "bytes_per_s", "eta_s", "files", "at"} while an ops job works on it
     progress = models.JSONField(default=dict, blank=True, editable=False)
     # folder below the store's root, once the files are whole
     path = models.CharField(max_length=500, blank=True, editable=False)

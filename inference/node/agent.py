@@ -15,11 +15,12 @@ from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.node.devices import local_devices
+from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
 from inference.notify import connection, tell_gateways, wake_controller
 from inference.protocol import EngineOptions, ReplicaBeat, ReplicaSpec, beat_key
+from registry.fetch.fetcher import in_words
 from registry.revision import current
-from registry.store import location
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class NodeAgent:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.node = Node.objects.update_or_create(name=name, defaults={"last_seen": timezone.now()})[0]
         self.stopping: set[str] = set()
+        self.files = ReplicaFiles()
         self._record_devices()
         self._bury_predecessors()
 
@@ -84,12 +86,22 @@ class NodeAgent:
         return loading or bool(self.stopping)
 
     def _start(self, replica: Replica) -> None:
+        key = str(replica.pk)
+        try:
+            folder = self.files.folder(key, replica.deployment.version)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the replica says it
+            self.files.release(key)
+            self._end(replica, ReplicaState.FAILED, in_words(error))
+            return
+        if folder is None:
+            # They are on their way; the next tick looks again.
+            return
         path = self.log_dir / f"{replica.pk}.log"
         spec = ReplicaSpec(
             replica=str(replica.pk),
             deployment=replica.deployment.name,
             served_id=replica.deployment.version.served_id,
-            model_path=str(location(replica.deployment.version.path)),
+            model_path=str(folder),
             redis_url=settings.REDIS_URL,
             options=engine_options(replica.deployment),
             log_path=str(path),
@@ -153,6 +165,7 @@ class NodeAgent:
         superseded: bool = False,
         log_tail: str = "",
     ) -> None:
+        self.files.release(str(replica.pk))
         Replica.objects.filter(pk=replica.pk).update(
             state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
         )

@@ -33,8 +33,9 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 EDITABLE = frozenset({"description", "capabilities", "tags", "engine_options", *PRICES})
 IMPORT_JOB = "registry.jobs.import_version"
+IMPORT_TIMEOUT_S = 24 * 3600
 # A job that lives writes its progress every second: one that is silent for so long is dead.
-SILENT_AFTER = datetime.timedelta(seconds=120)
+SILENT_AFTER = datetime.timedelta(seconds=90)
 
 # Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason``
 # and ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
@@ -192,6 +193,7 @@ def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> No
             f"{version.served_id} is what {', '.join(names)} means; promote another version first."
         )
     version_retiring.send(ModelVersion, version=version, actor=actor, reason=reason, deleting=True)
+    workspace = f"import-{version.pk}"
     served_id, path = version.served_id, version.path
     try:
         version.delete()
@@ -199,6 +201,7 @@ def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> No
         users = ", ".join(sorted(str(row) for row in error.protected_objects))
         raise Conflict(f"{served_id} is in use by {users}.") from error
     bump("version.deleted", served_id, actor, reason)
+    transaction.on_commit(lambda: store.clear_workspace(workspace), robust=True)
     if path and not ModelVersion.objects.filter(path=path).exists():
         transaction.on_commit(lambda: store.remove(path), robust=True)
 
@@ -212,6 +215,13 @@ def transition(version: ModelVersion, to: str, *, only_from: str | None = None) 
         version.refresh_from_db(fields=["state"])
         raise Conflict(f"{version.served_id} became {version.state} meanwhile.")
     version.state = to
+
+
+def recover_imports() -> None:
+    """Ask again for what a job was fetching when it died; what had arrived is not fetched twice."""
+    for version in ModelVersion.objects.select_related("model").filter(state=VersionState.FETCHING):
+        if _silent(version):
+            import_version(version, actor="controller", reason="The job that brought its files died.")
 
 
 def _silent(version: ModelVersion) -> bool:
@@ -233,6 +243,7 @@ def _enqueue(version: ModelVersion, actor: str) -> None:
             job_id=f"import-{version.pk}-{version.attempt}",
             description=f"import {version.served_id}",
             failure_ttl=7 * 24 * 3600,
+            job_timeout=IMPORT_TIMEOUT_S,
         )
     except RedisError as error:
         fail_import(version, actor=actor, reason=f"The job could not be queued: {error}")

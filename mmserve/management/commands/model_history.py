@@ -1,0 +1,55 @@
+"""`manage.py model_history NAME`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from mmserve.command import DataCommand
+from mmserve.errors import InvalidRequest
+from registry import history
+from registry.lookup import find_model
+
+MAX_EVENTS = 10_000
+
+
+class Command(DataCommand):
+    help = (
+        "Show what a model's aliases meant at a time, and what happened until then. "
+        "Exit codes: 0 done, 3 no such model, 5 a wrong value."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", help="of a model, deleted ones too")
+        parser.add_argument("--at", help="ISO 8601, UTC where it names no zone; now if left out")
+        parser.add_argument("--limit", type=int, default=20, help="events")
+
+    def run(self, *, name: str, at: str | None, limit: int, **_: Any) -> dict[str, Any]:
+        moment = timezone.now()
+        if at is not None:
+            try:
+                found = parse_datetime(at)
+            except ValueError:
+                found = None
+            if found is None:
+                raise InvalidRequest(f"--at: {at!r} is no date and time, e.g. 2026-11-24T14:03", param="at")
+            moment = found if timezone.is_aware(found) else timezone.make_aware(found)
+        if not 0 < limit <= MAX_EVENTS:
+            raise InvalidRequest(f"limit is {limit}, not from 1 to {MAX_EVENTS}", param="limit")
+        events = history.events_of(name)
+        if not events.exists():
+            find_model(name)
+        meaning = history.meaning_at(name, moment)
+        rows = events.filter(at__lte=moment).values("at", "kind", "subject", "actor", "reason", "data")[
+            :limit
+        ]
+        return {
+            "model": name,
+            "at": moment,
+            "default": meaning.default,
+            "aliases": meaning.aliases,
+            "events": list(rows),
+        }

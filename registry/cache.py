@@ -1,0 +1,255 @@
+"""A node's files of versions: from a local store as they lie, from a remote one through a bounded cache.
+
+    <CACHE_DIR>/versions/<entry>/        the files and their stamp; there only when whole (one rename)
+    <CACHE_DIR>/versions/<entry>.lock    held (exclusive) by the one process that brings them; others wait
+    <CACHE_DIR>/versions/<entry>.use     held (shared) by whoever loads or serves them: never evicted
+    <CACHE_DIR>/versions/<entry>.pin     an operator's wish: never evicted
+
+Locks are flock's: the kernel lets go of them when their process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from django.conf import settings
+
+from mmserve.errors import Conflict
+from registry import store
+from registry.fetch import Fetcher
+from registry.manifest import ManifestEntry
+from registry.models import ModelVersion
+from registry.report import Report
+from registry.stamp import STAMP, Damage, damage, write_stamp
+from registry.store.s3 import remote_files
+
+LOCK, USE, PIN, BRINGING, REMOVED = ".lock", ".use", ".pin", ".bringing", ".removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One version in the cache."""
+
+    name: str
+    folder: Path
+    size_bytes: int
+    used_at: float  # unix time
+    pinned: bool
+    in_use: bool
+
+
+class Held:
+    """Files that stay while this is held: not evicted, not pruned."""
+
+    def __init__(self, folder: Path, use: IO[str] | None) -> None:
+        self.folder = folder
+        self._use = use
+
+    def release(self) -> None:
+        """Let go."""
+        if self._use is not None:
+            self._use.close()
+            self._use = None
+
+
+def root() -> Path:
+    """The cache's folder."""
+    return settings.CACHE_DIR / "versions"
+
+
+def entry_name(version: ModelVersion) -> str:
+    """One folder's name for a version's files; versions that share files share it."""
+    return version.path.replace("/", "--")
+
+
+def manifest_of(version: ModelVersion) -> list[ManifestEntry]:
+    """The version's manifest as values."""
+    return [
+        ManifestEntry(path=path, size_bytes=size, sha256=digest)
+        for path, size, digest in version.files.values_list("path", "size_bytes", "sha256")
+    ]
+
+
+def hold(version: ModelVersion, report: Report = lambda *_: None) -> Held:
+    """The folder of a version's verified files, brought here if need be; held until released.
+
+    Raises Conflict for files of a local store that have rotted, and what fetching raises.
+    """
+    manifest = manifest_of(version)
+    if store.is_local():
+        folder = store.location(version.path)
+        _refuse(version, damage(folder, manifest))
+        return Held(folder, None)
+    root().mkdir(parents=True, exist_ok=True)
+    name = entry_name(version)
+    folder = root() / name
+    # First of all: from here on nobody evicts it.
+    use = _locked(root() / (name + USE), fcntl.LOCK_SH)
+    try:
+        with _locked(root() / (name + LOCK), fcntl.LOCK_EX):
+            if folder.is_dir() and damage(folder, manifest):
+                # Rotted here, but whole in the store.
+                _discard(folder)
+            if not folder.is_dir():
+                _bring(version, manifest, folder, report)
+        os.utime(folder / STAMP)
+    except BaseException:
+        use.close()
+        raise
+    return Held(folder, use)
+
+
+def is_here(version: ModelVersion) -> bool:
+    """Whether holding it needs no fetch."""
+    return store.is_local() or (root() / entry_name(version)).is_dir()
+
+
+def entries() -> list[Entry]:
+    """What is in the cache, the least recently used first."""
+    found = []
+    for folder in sorted(root().glob("*")) if root().is_dir() else ():
+        if folder.is_dir() and folder.suffix not in (BRINGING, REMOVED):
+            with suppress(FileNotFoundError):
+                found.append(_entry(folder))
+    return sorted(found, key=lambda entry: entry.used_at)
+
+
+def prune(keep_bytes: int = 0) -> list[Entry]:
+    """Evict the least recently used until no more than ``keep_bytes`` are left; says what went.
+
+    What is loaded, loading or pinned stays, and so may keep the cache above the bound. Leftovers of
+    processes that died go, too.
+    """
+    _sweep()
+    held = entries()
+    total = sum(entry.size_bytes for entry in held)
+    gone = []
+    for entry in held:
+        if total <= keep_bytes:
+            break
+        if not entry.pinned and _evict(entry):
+            total -= entry.size_bytes
+            gone.append(entry)
+    return gone
+
+
+def pin(version: ModelVersion, *, on: bool) -> None:
+    """Keep a version's files here, or let them go when others need the room."""
+    root().mkdir(parents=True, exist_ok=True)
+    marker = root() / (entry_name(version) + PIN)
+    if on:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+
+
+def _refuse(version: ModelVersion, found: list[Damage]) -> None:
+    if found:
+        path, words = found[0]
+        more = f" ({len(found) - 1} more files are damaged)" if len(found) > 1 else ""
+        raise Conflict(f"{version.served_id}: {path} {words}{more}; repair the version before it is loaded.")
+
+
+def _bring(version: ModelVersion, manifest: list[ManifestEntry], folder: Path, report: Report) -> None:
+    _make_room(sum(entry.size_bytes for entry in manifest))
+    work = folder.with_name(folder.name + BRINGING)
+    remotes = remote_files(store.storage(), version.path, manifest)
+    Fetcher(work, report, bytes_per_s=settings.FETCH_BYTES_PER_S).fetch(remotes)
+    for leftover in work.glob(".*"):
+        leftover.unlink()
+    write_stamp(work, (entry.path for entry in manifest))
+    work.rename(folder)
+
+
+def _make_room(needed: int) -> None:
+    bound = settings.CACHE_BYTES
+    if not bound:
+        free = shutil.disk_usage(root()).free
+        if needed > free:
+            prune(max(0, sum(entry.size_bytes for entry in entries()) - (needed - free)))
+        return
+    if needed > bound:
+        raise Conflict(f"{needed} bytes do not fit the cache: MMSERVE_CACHE_BYTES is {bound}.")
+    prune(bound - needed)
+    left = sum(entry.size_bytes for entry in entries())
+    if left + needed > bound:
+        raise Conflict(
+            f"{needed} bytes do not fit the cache: {left} of {bound} bytes are loaded or pinned "
+            "(MMSERVE_CACHE_BYTES)."
+        )
+
+
+def _entry(folder: Path) -> Entry:
+    use = folder.with_name(folder.name + USE)
+    return Entry(
+        name=folder.name,
+        folder=folder,
+        size_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        used_at=(folder / STAMP).stat().st_mtime,
+        pinned=folder.with_name(folder.name + PIN).exists(),
+        in_use=_is_locked(use),
+    )
+
+
+def _evict(entry: Entry) -> bool:
+    """Out of sight by one rename, then for good; not what somebody holds."""
+    try:
+        use = _locked(entry.folder.with_name(entry.name + USE), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    with use:
+        _discard(entry.folder)
+    return True
+
+
+def _discard(folder: Path) -> None:
+    doomed = folder.with_name(f"{folder.name}.{os.getpid()}{REMOVED}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """What a crash left: half-removed folders always, half-brought ones when nobody brings them."""
+    for folder in root().glob(f"*{REMOVED}") if root().is_dir() else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in root().glob(f"*{BRINGING}") if root().is_dir() else ():
+        lock = folder.with_name(folder.name.removesuffix(BRINGING) + LOCK)
+        with suppress(BlockingIOError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(file: Path, how: int) -> IO[str]:
+    handle = file.open("a")
+    try:
+        fcntl.flock(handle, how)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _is_locked(file: Path) -> bool:
+    if not file.exists():
+        return False
+    try:
+        _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def holding(version: ModelVersion, report: Report = lambda *_: None) -> Iterator[Path]:
+    """:func:`hold` as a block."""
+    held = hold(version, report)
+    try:
+        yield held.folder
+    finally:
+        held.release()

@@ -1,0 +1,183 @@
+"""The document: what an operator decides about models. No key, no state of a machine, no facts of files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import msgspec
+import yaml
+
+from mmserve.errors import InvalidRequest
+from registry.models import Model, ModelVersion, VersionState
+
+FORMAT = 1
+MAX_BYTES = 16 * 2**20
+# Sources whose files are converted here: another machine may convert them to other bytes.
+CONVERTED = (".gguf",)
+
+
+class PortableFile(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of a manifest: what is fetched must have this digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class PortableVersion(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One version."""
+
+    version: str
+    source_uri: str
+    description: str = ""
+    capabilities: list[str] = []
+    tags: list[str] = []
+    engine_options: dict[str, Any] = {}
+    price_input: str | None = None
+    price_cached_input: str | None = None
+    price_output: str | None = None
+    price_device_hour: str | None = None
+    archived: bool = False
+    files: list[PortableFile] = []
+
+
+class PortableModel(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One model with its versions, and what its aliases mean."""
+
+    name: str
+    display_name: str = ""
+    description: str = ""
+    owner: str = "mmserve"
+    team: str = ""
+    licence: str = ""
+    tags: list[str] = []
+    links: list[dict[str, str]] = []
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    versions: list[PortableVersion] = []
+    aliases: dict[str, str] = {}
+    default_alias: str | None = None
+
+
+class Document(msgspec.Struct, forbid_unknown_fields=True):
+    """All of it."""
+
+    mmserve: int
+    models: list[PortableModel]
+
+
+MODEL_FIELDS = (
+    "display_name",
+    "description",
+    "owner",
+    "team",
+    "licence",
+    "tags",
+    "links",
+    "allow_pickle",
+    "trust_remote_code",
+)
+PRICE_FIELDS = ("price_input", "price_cached_input", "price_output", "price_device_hour")
+VERSION_FIELDS = ("description", "capabilities", "tags", "engine_options", *PRICE_FIELDS)
+
+
+def portable(models: Iterable[Model]) -> Document:
+    """Rows as a document; ``models`` with their versions (and files) and aliases prefetched."""
+    return Document(mmserve=FORMAT, models=[_model(model) for model in models])
+
+
+def write_document(document: Document) -> str:
+    """As YAML, in an order that diffs well."""
+    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_document(text: str) -> Document:
+    """From YAML; InvalidRequest says where it is wrong."""
+    if len(text) > MAX_BYTES:
+        raise InvalidRequest(f"the document is larger than {MAX_BYTES} bytes")
+    try:
+        # A few lines with aliases can stand for gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise InvalidRequest("YAML aliases (*name) are not taken: write it out")
+        found = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+        document = msgspec.convert(found, Document)
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"not YAML: {' '.join(str(error).split())[:300]}") from error
+    except RecursionError as error:
+        raise InvalidRequest("the document is nested too deeply") from error
+    except msgspec.ValidationError as error:
+        hint = " (put it in quotes)" if "Expected `str`, got `int`" in str(error) else ""
+        raise InvalidRequest(
+            f"{error}{hint}", param=str(error).rpartition("`$.")[2].rstrip("`") or None
+        ) from error
+    if document.mmserve != FORMAT:
+        raise InvalidRequest(
+            f"mmserve: {document.mmserve} is a format that this version does not know", param="mmserve"
+        )
+    _refuse_twins("model", (model.name for model in document.models))
+    for model in document.models:
+        _refuse_twins(f"version of {model.name}", (version.version for version in model.versions))
+    return document
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: PyYAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def version_values(version: ModelVersion) -> dict[str, Any]:
+    """A version's fields as the document has them."""
+    found = {name: getattr(version, name) for name in VERSION_FIELDS}
+    return {**found, **{name: price_text(found[name]) for name in PRICE_FIELDS}}
+
+
+def price_text(price: Any) -> str | None:
+    """``0.150000`` as ``0.15``."""
+    if price is None:
+        return None
+    text = str(price)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _model(model: Model) -> PortableModel:
+    aliases = list(model.aliases.all())
+    return PortableModel(
+        name=model.name,
+        **{name: getattr(model, name) for name in MODEL_FIELDS},
+        versions=[_version(row) for row in sorted(model.versions.all(), key=lambda row: row.pk)],
+        aliases={alias.name: alias.version.version for alias in aliases},
+        default_alias=next((alias.name for alias in aliases if alias.is_default), None),
+    )
+
+
+def _version(version: ModelVersion) -> PortableVersion:
+    converted = version.source_uri.partition("#")[0].endswith(CONVERTED) or version.source_uri.startswith(
+        "pypi://"
+    )
+    return PortableVersion(
+        version=version.version,
+        source_uri=version.source_uri,
+        **version_values(version),
+        archived=version.state == VersionState.ARCHIVED,
+        files=[]
+        if converted
+        else [PortableFile(file.path, file.size_bytes, file.sha256) for file in version.files.all()],
+    )
+
+
+def _refuse_twins(what: str, names: Iterable[str]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(f"the {what} {name!r} stands twice in the document", param=name)
+        seen.add(name)

@@ -1,0 +1,178 @@
+"""From a document to what would have to be done, and doing it: one transaction, each step one of registry.actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from django.db import transaction
+
+from mmserve.errors import Conflict
+from registry import actions
+from registry.models import PUBLISHED, Alias, Model, ModelVersion, VersionFile, VersionState
+from registry.portable.document import (
+    MODEL_FIELDS,
+    PRICE_FIELDS,
+    Document,
+    PortableModel,
+    PortableVersion,
+    price_text,
+    version_values,
+)
+
+Do = Callable[[str, str], object]  # actor, reason
+
+
+class Change(NamedTuple):
+    """One step. ``waits`` says why it cannot be done yet: apply again later."""
+
+    what: str
+    subject: str
+    fields: dict[str, Any]
+    do: Do
+    waits: str = ""
+
+
+def plan(document: Document, *, prune: bool = False, fetch: bool = True) -> list[Change]:
+    """What differs between the document and the registry, in the order in which it is done."""
+    changes: list[Change] = []
+    for wanted in document.models:
+        model = Model.objects.filter(name=wanted.name).first()
+        changes += _model(wanted, model)
+        for version in wanted.versions:
+            changes += _version(wanted.name, version, model, fetch=fetch)
+        changes += _aliases(wanted, model)
+    if prune:
+        names = {wanted.name for wanted in document.models}
+        for model in Model.objects.exclude(name__in=names):
+            changes.append(Change("delete model", model.name, {}, _bound(actions.delete_model, model)))
+        for wanted in document.models:
+            labels = [version.version for version in wanted.versions]
+            for row in ModelVersion.objects.filter(model__name=wanted.name).exclude(version__in=labels):
+                changes.append(
+                    Change("delete version", row.served_id, {}, _bound(actions.delete_version, row))
+                )
+    return changes
+
+
+@transaction.atomic
+def apply(
+    document: Document, *, actor: str, reason: str = "", prune: bool = False, fetch: bool = True
+) -> list[Change]:
+    """Do what the plan says, all or nothing; what waits is left for the next time."""
+    done: list[Change] = []
+    # Each step may make the next one possible: a model, then its versions, then what names them.
+    for change in plan(document, prune=prune, fetch=fetch):
+        if not change.waits:
+            change.do(actor, reason)
+        done.append(change)
+    return done
+
+
+def _model(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
+    fields = {name: getattr(wanted, name) for name in MODEL_FIELDS}
+    if model is None:
+        yield Change(
+            "register model", wanted.name, fields, _bound(actions.register_model, wanted.name, **fields)
+        )
+        return
+    changed = {name: value for name, value in fields.items() if getattr(model, name) != value}
+    if changed:
+        shown = {name: [getattr(model, name), value] for name, value in changed.items()}
+        yield Change("change model", wanted.name, shown, _bound(actions.update_model, model, **changed))
+
+
+def _version(name: str, wanted: PortableVersion, model: Model | None, *, fetch: bool) -> Iterator[Change]:
+    subject = f"{name}@{wanted.version}"
+    row = model.versions.filter(version=wanted.version).first() if model else None
+    fields = {field: getattr(wanted, field) for field in version_values(row or ModelVersion())}
+    if row is None:
+        shown = {
+            "source_uri": wanted.source_uri,
+            **{field: value for field, value in fields.items() if value},
+        }
+
+        def register(actor: str, reason: str) -> None:
+            owner = Model.objects.get(name=name)
+            made = actions.register_version(
+                owner, wanted.version, wanted.source_uri, actor=actor, reason=reason, **fields
+            )
+            VersionFile.objects.bulk_create(
+                VersionFile(version=made, path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+                for file in wanted.files
+            )
+            if wanted.archived:
+                actions.archive_version(made, actor=actor, reason=reason)
+            elif fetch:
+                actions.import_version(made, actor=actor, reason=reason)
+
+        yield Change("register version", subject, shown, register)
+        return
+    if row.source_uri != wanted.source_uri:
+        raise Conflict(
+            f"{subject} comes from {row.source_uri}, not {wanted.source_uri}: give what is new another version",
+            param="source_uri",
+        )
+    known = version_values(row)
+    changed = {field: value for field, value in fields.items() if _differs(field, known[field], value)}
+    if row.state in PUBLISHED and "engine_options" in changed:
+        raise Conflict(
+            f"{subject} is published: its engine_options cannot change; give them another version",
+            param="engine_options",
+        )
+    # An empty list: whatever its files say.
+    if not wanted.capabilities:
+        changed.pop("capabilities", None)
+    if changed:
+        shown = {field: [known[field], value] for field, value in changed.items()}
+        yield Change("change version", subject, shown, _bound(actions.update_version, row, **changed))
+    if wanted.archived and row.state != VersionState.ARCHIVED:
+        yield Change("archive version", subject, {}, _bound(actions.archive_version, row))
+    elif not wanted.archived and row.state == VersionState.ARCHIVED:
+        yield Change("restore version", subject, {}, _bound(actions.restore_version, row))
+    elif fetch and row.state in (VersionState.REGISTERED, VersionState.FAILED):
+        yield Change("fetch version", subject, {}, _bound(actions.import_version, row))
+
+
+def _aliases(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
+    rows = {row.name: row for row in model.aliases.select_related("version", "model")} if model else {}
+    # The default one first: a model's first alias becomes its default.
+    for alias in sorted(wanted.aliases, key=lambda name: name != wanted.default_alias):
+        to = wanted.aliases[alias]
+        subject = f"{wanted.name}@{alias}"
+        row = rows.get(alias)
+        if row is not None and row.version.version == to:
+            continue
+        version = model.versions.select_related("model").filter(version=to).first() if model else None
+        known = version is not None or any(one.version == to for one in wanted.versions)
+        if not known:
+            raise Conflict(
+                f"{subject} would mean {wanted.name}@{to}, which is not in the document", param="aliases"
+            )
+        waits = (
+            "" if version and version.state == VersionState.READY else f"{wanted.name}@{to} is not ready yet"
+        )
+        shown = {"version": [row.version.version if row else None, to]}
+        yield Change("promote", subject, shown, _bound(actions.promote, version, alias=alias), waits)
+    for name, row in rows.items():
+        if name not in wanted.aliases:
+            yield Change("delete alias", f"{wanted.name}@{name}", {}, _bound(actions.delete_alias, row))
+    default = wanted.default_alias
+    if default and default in rows and not rows[default].is_default:
+        shown = {"default": [next((row.name for row in rows.values() if row.is_default), None), default]}
+        yield Change(
+            "make default", f"{wanted.name}@{default}", shown, _bound(_make_default, wanted.name, default)
+        )
+
+
+def _make_default(name: str, alias: str, *, actor: str, reason: str) -> None:
+    row = Alias.objects.select_related("model", "version").get(model__name=name, name=alias)
+    actions.set_default_alias(row, actor=actor, reason=reason)
+
+
+def _bound(verb: Callable[..., Any], *args: Any, **fields: Any) -> Do:
+    return lambda actor, reason: verb(*args, actor=actor, reason=reason, **fields)
+
+
+def _differs(field: str, known: Any, wanted: Any) -> bool:
+    return (price_text(wanted) if field in PRICE_FIELDS else wanted) != known

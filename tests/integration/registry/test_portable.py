@@ -1,0 +1,160 @@
+"""The registry as YAML: out, in, the difference, and documents that are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+
+from mmserve.errors import Conflict, InvalidRequest
+from registry import actions
+from registry.models import Event, Model, ModelVersion, VersionFile
+from registry.portable import apply, plan, read_document
+
+Versions = Callable[..., ModelVersion]
+
+
+@pytest.fixture(autouse=True)
+def _no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+
+
+@pytest.fixture
+def exported(model: Model, version_of: Versions, capsys: Any) -> str:
+    one = version_of("1")
+    VersionFile.objects.create(version=one, path="config.json", size_bytes=2, sha256="0" * 64)
+    actions.update_model(model, actor="tests", team="search", tags=["eu"], description="Änderung: ja")
+    actions.update_version(one, actor="tests", price_input="0.15")
+    actions.promote(one, actor="tests")
+    actions.promote(one, actor="tests", alias="candidate")
+    call_command("registry_export")
+    return capsys.readouterr().out
+
+
+def wipe() -> None:
+    for model in Model.objects.all():
+        actions.delete_model(model, actor="tests")
+
+
+def words(text: str, **options: Any) -> list[tuple[str, str, str]]:
+    return [(change.what, change.subject, change.waits) for change in plan(read_document(text), **options)]
+
+
+def test_what_is_exported_says_nothing_new(exported: str) -> None:
+    assert words(exported) == []
+    assert "price_input: '0.15'" in exported
+    assert "Änderung: ja" in exported
+
+
+def test_an_empty_registry_becomes_what_the_document_says(exported: str, version_of: Versions) -> None:
+    wipe()
+
+    apply(read_document(exported), actor="git", reason="deploy")
+
+    version = ModelVersion.objects.get()
+    assert (version.served_id, version.state, str(version.price_input)) == (
+        "acme/echo@1",
+        "fetching",
+        "0.150000",
+    )
+    # What is fetched must have the digests of the document.
+    assert list(version.files.values_list("path", "sha256")) == [("config.json", "0" * 64)]
+    assert Model.objects.get().team == "search"
+    waiting = "acme/echo@1 is not ready yet"
+    assert words(exported) == [
+        ("promote", "acme/echo@production", waiting),
+        ("promote", "acme/echo@candidate", waiting),
+    ]
+    assert Event.objects.filter(actor="git", reason="deploy").count() == 3
+
+    actions.versions.finish_import(version, actor="tests")
+    apply(read_document(exported), actor="git")
+    assert words(exported) == []
+    assert Model.objects.get().aliases.get(is_default=True).name == "production"
+
+
+def test_a_dry_run_shows_the_difference_and_changes_nothing(
+    exported: str, tmp_path: Path, capsys: Any
+) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(exported.replace("team: search", "team: ads").replace("'0.15'", "'0.2'"))
+    before = Event.objects.count()
+
+    call_command("registry_apply", str(file), "--dry-run", "--json")
+
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["what"], row["fields"]) for row in rows] == [
+        ("change model", {"team": ["search", "ads"]}),
+        ("change version", {"price_input": ["0.15", "0.2"]}),
+    ]
+    assert Event.objects.count() == before
+
+    call_command("registry_apply", str(file), "--json")
+    assert Model.objects.get().team == "ads"
+
+
+def test_it_is_all_or_nothing(exported: str, version_of: Versions) -> None:
+    version_of("2")
+    text = exported.replace("team: search", "team: ads").replace("candidate: '1'", "'2': '1'")
+
+    with pytest.raises(Conflict, match="is a version already"):
+        apply(read_document(text), actor="git")
+    assert Model.objects.get().team == "search"
+
+
+def test_what_is_not_named_stays_unless_it_is_pruned(exported: str, version_of: Versions) -> None:
+    version_of("2")
+    actions.register_model("other", actor="tests")
+
+    assert words(exported) == []
+    assert words(exported, prune=True) == [
+        ("delete model", "other", ""),
+        ("delete version", "acme/echo@2", ""),
+    ]
+    apply(read_document(exported), actor="git", prune=True)
+    assert list(Model.objects.values_list("name", flat=True)) == ["acme/echo"]
+    assert ModelVersion.objects.count() == 1
+
+
+def test_a_published_version_is_not_changed_by_a_document(exported: str) -> None:
+    with pytest.raises(Conflict, match="comes from file:"):
+        plan(read_document(exported.replace("source_uri: file:", "source_uri: s3:")))
+    with pytest.raises(Conflict, match="engine_options cannot change"):
+        plan(
+            read_document(
+                exported.replace("    source_uri:", "    engine_options: {max_streams: 2}\n    source_uri:")
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expected `object`, got `null`"),
+        ("[", "not YAML"),
+        ("mmserve: 2\nmodels: []", "a format that this version does not know"),
+        ("mmserve: 1\nmodels: [{name: a, colour: red}]", "colour"),
+        ("mmserve: 1\nmodels: [{name: a, versions: [{version: 1, source_uri: x}]}]", "put it in quotes"),
+        ("mmserve: 1\nmodels: [{name: a}, {name: a}]", "stands twice"),
+        ("mmserve: 1\nmodels: [{name: a, name: b}]", "stands twice"),
+        ("a: &a [x]\nb: [*a, *a]", "aliases"),
+        ("!!python/object/apply:os.system [id]", "not YAML"),
+        ("[" * 5000, "nested too deeply|not YAML"),
+    ],
+)
+def test_a_document_that_is_wrong_says_where(text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read_document(text)
+
+
+def test_a_file_that_is_not_there_and_bytes_that_are_no_text(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    for name in ("none", "bytes"):
+        with pytest.raises(SystemExit) as ended:
+            call_command("registry_apply", str(tmp_path / name))
+        assert ended.value.code == 5
+        assert "cannot be read" in capsys.readouterr().err
