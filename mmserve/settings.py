@@ -167,7 +167,7 @@ RQ = {
     "WORKER_CLASS": "mmserve.ops.OpsWorker",
 }
 # What an ops job may be: anything else that somebody writes into Redis is refused.
-OPS_JOBS = frozenset({"registry.jobs.import_version"})
+OPS_JOBS = frozenset({"registry.jobs.import_version", "registry.jobs.verify_version"})
 
 STORAGES = {
     "default": {

@@ -59,6 +59,7 @@ OFFERED = {
     "import_files": (VersionState.REGISTERED, VersionState.FETCHING, VersionState.FAILED),
     "cancel": (VersionState.FETCHING,),
     "promote": (VersionState.READY,),
+    "verify": PUBLISHED,
     "archive": (VersionState.REGISTERED, VersionState.FAILED, VersionState.READY),
     "restore": (VersionState.ARCHIVED,),
 }
@@ -210,7 +211,7 @@ class VersionPage(ActionAdmin):
     autocomplete_fields = ("model",)
     form = VersionForm
     inlines = (FileInline,)
-    actions_detail = ("import_files", "cancel", "promote", "duplicate", "archive", "restore")
+    actions_detail = ("import_files", "cancel", "promote", "duplicate", "verify", "archive", "restore")
     SHOWN: tuple[str, ...] = ("state_label", "progress_bar", "state_reason")
     PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 
@@ -358,6 +359,19 @@ class VersionPage(ActionAdmin):
             initial={"engine_options": row.engine_options if row else {}},
         )
 
+    @action(description="Verify", icon="fact_check", permissions=["change"])
+    def verify(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.repair_version,
+            title="Verify the files of {row}?",
+            explanation="An ops job hashes each of them. What has rotted is fetched from the source again; it must "
+            "be what the manifest says. The timeline shows what was found.",
+            button="Verify",
+            done="The files of {row} are being verified.",
+        )
+
     @action(description="Promote", icon="publish", permissions=["change"])
     def promote(self, request: HttpRequest, object_id: str) -> HttpResponse:
         return self.confirmed(
@@ -485,6 +499,7 @@ class EventPage(ReadOnly, ModelAdmin):
         description="What",
         label={
             "version.failed": "danger",
+            "version.damaged": "danger",
             "model.deleted": "danger",
             "version.deleted": "danger",
             "key.revoked": "danger",

@@ -121,6 +121,14 @@ class VersionViewSet(RegistryViewSet, viewsets.ModelViewSet):
         response.status_code = status.HTTP_202_ACCEPTED
         return response
 
+    @extend_schema(request=serializers.VerifySerializer, responses={202: serializers.VersionSerializer})
+    @action(detail=True, methods=["post"])
+    def verify(self, request: Request, pk: str) -> Response:
+        """Have an ops job hash its files; an event says what it found."""
+        body = checked(serializers.VerifySerializer, request)
+        row = actions.verify_version(self.get_object(), actor=actor_of(request), **body)
+        return Response(self.get_serializer(row).data, status=status.HTTP_202_ACCEPTED)
+
     @extend_schema(request=ReasonSerializer, responses=serializers.VersionSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:

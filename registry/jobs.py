@@ -12,19 +12,21 @@ from pathlib import Path
 
 from django.db import transaction
 
-from mmserve.errors import Conflict, InvalidRequest
+from mmserve.errors import Conflict, InvalidRequest, NotFound
 from registry import cache, store
 from registry.actions.versions import fail_import, finish_import
 from registry.facts import Facts, read_facts
+from registry.fetch import Fetcher
 from registry.fetch.fetcher import in_words
 from registry.gguf_import import convert
 from registry.manifest import ManifestEntry, read_manifest
-from registry.models import ModelVersion, VersionFile, VersionState
+from registry.models import PUBLISHED, ModelVersion, VersionFile, VersionState
 from registry.progress import Progress
 from registry.report import Report
 from registry.revision import bump
 from registry.sources import Wanted, source_for
-from registry.stamp import damage, write_stamp
+from registry.stamp import Damage, damage, write_stamp
+from registry.store.s3 import remote_files
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,39 @@ def import_version(version_id: int) -> str:
             _fail(version, reason)
             raise
         return version.state
+
+
+def verify_version(version_id: int, repair: bool = False) -> list[str]:
+    """Hash all of a version's files in the store; the paths that are damaged. An event says what was found."""
+    version = _version(version_id)
+    if version is None or version.state not in PUBLISHED:
+        return []
+    manifest = cache.manifest_of(version)
+    found = _damage(version, manifest)
+    kind = "version.damaged" if found else "version.verified"
+    bump(kind, version.served_id, ACTOR, data={"files": len(manifest), **dict(found)})
+    if found and repair:
+        repair_version(version_id)
+    return [path for path, _ in found]
+
+
+def _damage(version: ModelVersion, manifest: list[ManifestEntry]) -> list[Damage]:
+    if store.is_local():
+        return damage(store.location(version.path), manifest, full=True)
+    work = store.workspace(f"verify-{version.pk}")
+    found = []
+    try:
+        # One after another: each is hashed on its way and gone again.
+        for entry in manifest:
+            try:
+                remotes = remote_files(store.storage(), version.path, [entry])
+                Fetcher(work, _silent).fetch(remotes)
+            except (InvalidRequest, NotFound) as error:
+                found.append(Damage(entry.path, error.message))
+            (work / entry.path).unlink(missing_ok=True)
+    finally:
+        store.clear_workspace(work.name)
+    return found
 
 
 def repair_version(version_id: int) -> list[str]:

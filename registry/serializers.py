@@ -105,6 +105,13 @@ class VersionSerializer(StrictSerializer, serializers.ModelSerializer):
         validators: list[object] = []
 
 
+class VerifySerializer(StrictSerializer):
+    """``repair``: fetch damaged files from the source again."""
+
+    repair = serializers.BooleanField(required=False, default=False)
+    reason = reason_field()
+
+
 class DuplicateSerializer(VersionSerializer):
     """``version`` is the new one's name; every other field replaces the original's."""
 

@@ -91,12 +91,20 @@ class Handler(BaseHTTPRequestHandler):
         """Tests look at ``seen``."""
 
 
+class Server(ThreadingHTTPServer):
+    """Clients that hang up early are the subject of tests, not news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
     """A proxy before a server."""
     handler = type("BoundHandler", (Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), handler)
     proxy = Proxy(port=server.server_port, upstream=(host, port))
     handler.proxy = proxy  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

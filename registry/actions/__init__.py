@@ -15,8 +15,10 @@ from registry.actions.versions import (
     engine_options_proposed,
     import_version,
     register_version,
+    repair_version,
     restore_version,
     update_version,
+    verify_version,
     version_retiring,
 )
 
@@ -33,10 +35,12 @@ __all__ = [
     "promote",
     "register_model",
     "register_version",
+    "repair_version",
     "restore_version",
     "rollback",
     "set_default_alias",
     "update_model",
     "update_version",
+    "verify_version",
     "version_retiring",
 ]

@@ -16,7 +16,7 @@ from redis import RedisError
 from mmserve.errors import Conflict, Unavailable
 from registry import sources, store
 from registry.actions.editing import check_editable
-from registry.models import Model, ModelVersion, VersionFile, VersionState
+from registry.models import PUBLISHED, Model, ModelVersion, VersionFile, VersionState
 from registry.revision import bump
 from registry.saving import save_checked
 
@@ -33,6 +33,7 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 EDITABLE = frozenset({"description", "capabilities", "tags", "engine_options", *PRICES})
 IMPORT_JOB = "registry.jobs.import_version"
+VERIFY_JOB = "registry.jobs.verify_version"
 IMPORT_TIMEOUT_S = 24 * 3600
 # A job that lives writes its progress every second: one that is silent for so long is dead.
 SILENT_AFTER = datetime.timedelta(seconds=90)
@@ -127,6 +128,23 @@ def cancel_import(version: ModelVersion, *, actor: str, reason: str = "") -> Mod
     words = f"Cancelled by {actor}{f': {reason}' if reason else ''}."
     fail_import(version, actor=actor, reason=words)
     return version
+
+
+def verify_version(
+    version: ModelVersion, *, actor: str, reason: str = "", repair: bool = False
+) -> ModelVersion:
+    """Have an ops job hash all files; what it finds is an event. ``repair`` fetches damaged ones again."""
+    if version.state not in PUBLISHED:
+        raise Conflict(f"{version.served_id} is {version.state}: it has no files to verify.")
+    with transaction.atomic():
+        bump("version.verifying", version.served_id, actor, reason, {"repair": repair})
+        transaction.on_commit(lambda: _enqueue_verify(version, repair))
+    return version
+
+
+def repair_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
+    """Verify, and fetch from the source again what has rotted."""
+    return verify_version(version, actor=actor, reason=reason, repair=True)
 
 
 @transaction.atomic
@@ -248,6 +266,20 @@ def _enqueue(version: ModelVersion, actor: str) -> None:
     except RedisError as error:
         fail_import(version, actor=actor, reason=f"The job could not be queued: {error}")
         raise Unavailable("Redis does not answer, so the import was not queued; try again.") from error
+
+
+def _enqueue_verify(version: ModelVersion, repair: bool) -> None:
+    queue = django_rq.get_queue("ops", commit_mode="auto")
+    try:
+        queue.enqueue(
+            VERIFY_JOB,
+            version.pk,
+            repair,
+            description=f"verify {version.served_id}",
+            job_timeout=IMPORT_TIMEOUT_S,
+        )
+    except RedisError as error:
+        raise Unavailable("Redis does not answer, so nothing was queued; try again.") from error
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,12 @@ class WebFiles:
         self._headers = dict(headers or {})
         self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
 
+    def __enter__(self) -> WebFiles:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+
     def remote_file(self, url: str, path: str, sha256: str | None = None) -> RemoteFile:
         """What the server says of a file: its size, its ETag, whether it can be read in ranges."""
         try:

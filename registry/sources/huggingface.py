@@ -51,23 +51,20 @@ class HuggingFaceSource:
         endpoint = _endpoint()
         commit, digests = self._listing(endpoint)
         token = os.environ.get("HF_TOKEN")
-        web = WebFiles(
-            [*HUB_HOSTS, _entry(endpoint)],
-            "HF_ENDPOINT",
-            {"Authorization": f"Bearer {token}"} if token else {},
-        )
-        remotes = [
-            web.remote_file(
-                hf_hub_url(self.repository, path, revision=commit, endpoint=endpoint), path, digests[path]
-            )
-            for path in select(digests, wanted)
-        ]
-        return fetch_ranged(remotes, into, report, wanted)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with WebFiles([*HUB_HOSTS, _entry(endpoint)], "HF_ENDPOINT", headers) as web:
+            remotes = [
+                web.remote_file(
+                    hf_hub_url(self.repository, path, revision=commit, endpoint=endpoint), path, digests[path]
+                )
+                for path in select(digests, wanted)
+            ]
+            return fetch_ranged(remotes, into, report, wanted)
 
     def _listing(self, endpoint: str) -> tuple[str, dict[str, str | None]]:
         """The commit, and each file's SHA-256 where the hub knows it."""
-        import httpx
-        from huggingface_hub import HfApi, errors
+        import httpx2
+        from huggingface_hub import HfApi, close_session, errors
 
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE:
             raise Unavailable("HF_HUB_OFFLINE is set: the hub is not asked.")
@@ -84,8 +81,10 @@ class HuggingFaceSource:
             ) from error
         except errors.HfHubHTTPError as error:
             raise Unavailable(f"The hub answered an error for {where}.") from error
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError) as error:
             raise Unavailable(f"The hub at {endpoint} cannot be reached ({type(error).__name__}).") from error
+        finally:
+            close_session()
         if not info.sha or info.siblings is None:
             raise Unavailable(f"The hub did not list the files of {where}.")
         return info.sha, {entry.rfilename: entry.lfs.sha256 if entry.lfs else None for entry in info.siblings}

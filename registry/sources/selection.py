@@ -30,7 +30,7 @@ def select(paths: Iterable[str], wanted: Wanted) -> list[str]:
                 param="source_uri",
             )
     # Hidden files and folders are somebody's bookkeeping: .git, .cache.
-    visible = [path for path in listed if not any(part.startswith(".") for part in PurePosixPath(path).parts)]
+    visible = [path for path in listed if not _is_hidden(path)]
     taken = SUFFIXES | (CODE if wanted.trust_remote_code else frozenset())
     chosen = [path for path in visible if _suffix(path) in taken]
     if not any(_suffix(path) in WEIGHTS for path in chosen):
@@ -53,6 +53,10 @@ def _pickles(paths: list[str], wanted: Wanted) -> list[str]:
             param="source_uri",
         )
     return found
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in PurePosixPath(path).parts)
 
 
 def _suffix(path: str) -> str:

@@ -54,10 +54,11 @@ class WebSource:
 
     def fetch(self, into: Path, report: Report, wanted: Wanted) -> Mapping[str, str]:
         """The file, or what the archive holds."""
-        remote = WebFiles(settings.SOURCE_HOSTS, SETTING).remote_file(self.url, self.name, self.sha256)
-        if self.name.endswith(".gguf"):
-            return fetch_ranged([remote], into, report, wanted)
         packed = into.with_name(f"{into.name}-packed")
-        fetch_ranged([remote], packed, report, Wanted())
+        with WebFiles(settings.SOURCE_HOSTS, SETTING) as web:
+            remote = web.remote_file(self.url, self.name, self.sha256)
+            if self.name.endswith(".gguf"):
+                return fetch_ranged([remote], into, report, wanted)
+            fetch_ranged([remote], packed, report, Wanted())
         unpack(packed / self.name, into, report, wanted)
         return {}

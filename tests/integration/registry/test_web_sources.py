@@ -225,7 +225,7 @@ def test_a_damaged_archive_is_refused(
     site: Site, tmp_path: Path, members: dict[str, bytes], kind: str
 ) -> None:
     content = packed(kind, members)
-    for cut in (10, len(content) // 2):
+    for cut in (10, min(600, len(content) // 2)):
         site.files[f"/m{kind}"] = content[:cut]
         with pytest.raises(InvalidRequest):
             fetch(f"{site.url}/m{kind}", tmp_path / str(cut))

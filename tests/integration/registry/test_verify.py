@@ -1,0 +1,172 @@
+"""Files that rot on disk: found on load, by job and by command, and repaired from the source."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import django_rq
+import pytest
+from django.core.management import call_command
+
+from mmserve.errors import Conflict, MmserveError
+from registry import actions, cache, jobs, store
+from registry.models import Event, Model, ModelVersion
+from registry.stamp import STAMP, damage
+from tests.faulty import Proxy
+from tests.integration.registry.s3_server import BUCKET, bucket_client
+
+Versions = Callable[..., ModelVersion]
+NAME = "model-1.safetensors"
+
+
+@pytest.fixture
+def version(model: Model, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:
+    """Ready, its files in a local store."""
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+    row = actions.register_version(model, "1", checkpoint.as_uri(), actor="tests")
+    actions.import_version(row, actor="tests")
+    jobs.import_version(row.pk)
+    row.refresh_from_db()
+    return row
+
+
+def rot(version: ModelVersion, *, keep_time: bool = False) -> Path:
+    file = store.location(version.path) / NAME
+    status = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if keep_time:
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return file
+
+
+def test_a_load_of_rotten_files_is_refused_and_names_the_file(version: ModelVersion) -> None:
+    rot(version)
+
+    with pytest.raises(Conflict, match=f"acme/echo@1: {NAME} has the SHA-256 .* repair the version"):
+        cache.hold(version)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(b""), "has 0 bytes, not"),
+        (lambda file: (file.unlink(), file.mkdir()), "bytes, not|cannot be read"),
+    ],
+)
+def test_what_is_missing_or_cut_short_is_found(version: ModelVersion, harm: Any, words: str) -> None:
+    harm(store.location(version.path) / NAME)
+
+    with pytest.raises(Conflict, match=words):
+        cache.hold(version)
+
+
+def test_a_file_as_noted_is_not_read_again_but_in_full_it_is(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = store.location(version.path), cache.manifest_of(version)
+    rot(version, keep_time=True)
+
+    assert damage(folder, manifest) == []
+    assert [one.path for one in damage(folder, manifest, full=True)] == [NAME]
+
+
+def test_a_file_that_was_only_touched_is_hashed_once_and_noted(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = store.location(version.path), cache.manifest_of(version)
+    os.utime(folder / NAME)
+    hashed: list[Path] = []
+    real = __import__("registry.stamp", fromlist=["x"]).hash_file
+    monkeypatch.setattr("registry.stamp.hash_file", lambda file: (hashed.append(file), real(file))[1])
+
+    assert damage(folder, manifest) == damage(folder, manifest) == []
+    assert hashed == [folder / NAME]
+
+
+def test_a_version_from_before_stamps_is_hashed_and_stamped(version: ModelVersion) -> None:
+    folder = store.location(version.path)
+    (folder / STAMP).unlink()
+
+    cache.hold(version)
+
+    assert (folder / STAMP).is_file()
+
+
+def test_a_repair_brings_back_what_the_manifest_says(version: ModelVersion) -> None:
+    file = rot(version)
+
+    assert jobs.verify_version(version.pk, True) == [NAME]
+
+    cache.hold(version)
+    kinds = Event.objects.filter(subject="acme/echo@1").values_list("kind", flat=True)
+    assert list(kinds)[:2] == ["version.repaired", "version.damaged"]
+    assert jobs.verify_version(version.pk) == []
+    assert file.is_file()
+
+
+def test_a_repair_from_a_source_that_changed_is_refused_and_leaves_what_is_there(
+    version: ModelVersion, checkpoint: Path
+) -> None:
+    file = rot(version)
+    before = file.read_bytes()
+    (checkpoint / NAME).write_bytes((checkpoint / NAME).read_bytes()[:-1] + b"?")
+
+    with pytest.raises(MmserveError, match=f"{NAME} has the SHA-256"):
+        jobs.verify_version(version.pk, True)
+    assert file.read_bytes() == before
+
+
+def test_the_command_says_what_is_damaged_and_repairs(version: ModelVersion, capsys: Any) -> None:
+    call_command("model_verify", "acme/echo@1", "--json")
+    assert json.loads(capsys.readouterr().out)["damage"] == []
+    rot(version)
+    with pytest.raises(SystemExit) as ended:
+        call_command("model_verify", "acme/echo@1")
+    assert ended.value.code == 4
+    assert NAME in capsys.readouterr().err
+
+    call_command("model_verify", "acme/echo@1", "--repair", "--json")
+    assert json.loads(capsys.readouterr().out)["repaired"] is True
+    call_command("model_verify", "acme/echo@1")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_verify_is_queued_and_refused_where_there_is_nothing(
+    version: ModelVersion, redis_url: str, version_of: Versions
+) -> None:
+    actions.verify_version(version, actor="ada")
+    (job,) = django_rq.get_queue("ops").jobs
+    assert (job.func_name, job.args) == ("registry.jobs.verify_version", [version.pk, False])
+
+    with pytest.raises(Conflict, match="no files to verify"):
+        actions.verify_version(version_of("2", "registered"), actor="ada")
+
+
+def test_objects_that_rot_in_a_bucket_are_found(
+    s3: Proxy,
+    s3_server: tuple[str, int],
+    settings: Any,
+    model: Model,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.S3_ENDPOINT, settings.STORAGE_URL = s3.url, f"s3://{BUCKET}/store"
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+    row = actions.register_version(model, "1", checkpoint.as_uri(), actor="tests")
+    actions.import_version(row, actor="tests")
+    jobs.import_version(row.pk)
+    row.refresh_from_db()
+    assert jobs.verify_version(row.pk) == []
+
+    client = bucket_client(s3_server)
+    client.put_object(Bucket=BUCKET, Key=f"store/{row.path}/{NAME}", Body=b"rotten")
+    client.delete_object(Bucket=BUCKET, Key=f"store/{row.path}/config.json")
+
+    assert sorted(jobs.verify_version(row.pk)) == ["config.json", NAME]
