@@ -29,8 +29,11 @@ class InstantPlatform:
 
 
 @contextmanager
-def instant_platform(work: Path) -> Iterator[InstantPlatform]:
-    """Key, routing table, admission, queue and reply channel are all the real ones."""
+def instant_platform(work: Path, many: tuple[int, int] | None = None) -> Iterator[InstantPlatform]:
+    """Key, routing table, admission, queue and reply channel are all the real ones.
+
+    ``many``: models, and versions of each, that stand by.
+    """
     port = free_port()
     data = Path(tempfile.mkdtemp(prefix="instant-", dir=work))
     socket = data / "redis.sock"
@@ -40,6 +43,8 @@ def instant_platform(work: Path) -> Iterator[InstantPlatform]:
         wait_until(socket.exists, redis, redis_log)
         _python(["manage.py", "migrate", "--verbosity", "0"], env)
         rows = json.loads(_python(["-m", "tests.bench.instant_rows"], env).splitlines()[-1])
+        if many is not None:
+            _python(["-m", "tests.bench.many_rows", *map(str, many)], env)
         target = Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=rows["api_key"])
         engine = [sys.executable, "-m", "tests.bench.instant_worker", rows["deployment"], env["REDIS_URL"]]
         daphne: list[str | Path] = [

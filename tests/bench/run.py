@@ -16,7 +16,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import bench_gateway, bench_memory, bench_start, bench_stream, bench_worker
+from tests.bench import (
+    bench_fetch,
+    bench_gateway,
+    bench_listing,
+    bench_memory,
+    bench_start,
+    bench_stream,
+    bench_worker,
+)
 from tests.bench.load import LoadFailed
 from tests.bench.peers import PeerMissing
 from tests.bench.processes import ServerFailed
@@ -28,6 +36,8 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "start": bench_start.bench,
     "gateway": bench_gateway.bench,
     "memory": bench_memory.bench,
+    "fetch": bench_fetch.bench,
+    "listing": bench_listing.bench,
     "worker": lambda _: bench_worker.main(),
 }
 
