@@ -21,7 +21,7 @@ from mmserve.errors import InvalidRequest
 from registry import actions, history
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, ReasonModelForm
 from registry.admin_forms import DuplicateForm, ModelForm, VersionForm
-from registry.admin_parts import bar, facts_table, in_bytes, in_short, in_utc, markdown
+from registry.admin_parts import bar, facts_table, in_bytes, in_red, in_short, in_utc, markdown
 from registry.models import PUBLISHED, Alias, Event, Model, ModelVersion, VersionFile, VersionState
 
 FACT_LABELS = {
@@ -100,7 +100,6 @@ class ModelPage(ActionAdmin):
     search_fields = ("name", "display_name", "description", "tags")
     form = ModelForm
     inlines = (VersionInline, AliasInline)
-    actions_detail = ("timeline",)
     DESCRIBING = ("display_name", "description", "owner", "team", "licence", "tags", "links")
     TRUST = ("trust_remote_code", "allow_pickle")
 
@@ -115,17 +114,13 @@ class ModelPage(ActionAdmin):
     def tags_of(self, obj: Model) -> str:
         return ", ".join(obj.tags) or "–"
 
-    @display(description="Runs foreign code", label=dict.fromkeys(RISKS.values(), "danger"))
-    def risks(self, obj: Model) -> list[str]:
-        return risks_of(obj)
+    @display(description="Runs foreign code")
+    def risks(self, obj: Model) -> SafeString | str:
+        return in_red(risks_of(obj))
 
     @display(description="Description, as shown")
     def described(self, obj: Model) -> SafeString | str:
         return markdown(obj.description)
-
-    @action(description="Timeline", icon="history", permissions=["view"])
-    def timeline(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        return self.history_view(request, object_id)
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -213,7 +208,8 @@ class VersionPage(ActionAdmin):
     inlines = (FileInline,)
     actions_detail = ("import_files", "cancel", "promote", "duplicate", "verify", "archive", "restore")
     SHOWN: tuple[str, ...] = ("state_label", "progress_bar", "state_reason")
-    PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
+    PRICE_ROWS = (("price_input", "price_cached_input"), ("price_output", "price_device_hour"))
+    PRICES = tuple(name for row in PRICE_ROWS for name in row)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("model").prefetch_related("aliases")
@@ -223,7 +219,7 @@ class VersionPage(ActionAdmin):
         if obj is None:
             return [
                 (None, {"fields": asked}),
-                ("Prices (per million tokens, or per device-hour)", {"fields": [self.PRICES]}),
+                ("Prices (per million tokens, or per device-hour)", {"fields": self.PRICE_ROWS}),
             ]
         return [
             (
@@ -233,7 +229,7 @@ class VersionPage(ActionAdmin):
             ("Facts", {"fields": ("facts_of",)}),
             (
                 "What it can do and costs",
-                {"fields": ("described", "description", "capabilities", "tags", self.PRICES, "reason")},
+                {"fields": ("described", "description", "capabilities", "tags", *self.PRICE_ROWS, "reason")},
             ),
         ]
 
@@ -272,9 +268,9 @@ class VersionPage(ActionAdmin):
             words.append(f"{progress['eta_s']:.0f} s left")
         return bar(done, total, ", ".join(words))
 
-    @display(description="Runs foreign code", label=dict.fromkeys(RISKS.values(), "danger"))
-    def risks(self, obj: ModelVersion) -> list[str]:
-        return risks_of(obj.model) if obj.pk else []
+    @display(description="Runs foreign code")
+    def risks(self, obj: ModelVersion) -> SafeString | str:
+        return in_red(risks_of(obj.model))
 
     @display(description="Description, as shown")
     def described(self, obj: ModelVersion) -> SafeString | str:
@@ -343,7 +339,7 @@ class VersionPage(ActionAdmin):
             danger=True,
         )
 
-    @action(description="Duplicate", icon="content_copy", permissions=["add"])
+    @action(description="Duplicate", icon="content_copy", permissions=["change"])
     def duplicate(self, request: HttpRequest, object_id: str) -> HttpResponse:
         row = self.get_object(request, object_id)
         return self.confirmed(

@@ -74,6 +74,10 @@ class ActionAdmin(ModelAdmin):
     """A page whose writes are actions: create_row, update_row and delete_row."""
 
     form = ReasonModelForm
+    formfield_overrides = {
+        models.JSONField: {"widget": UnfoldAdminTextareaWidget(attrs={"rows": 3})},
+        models.TextField: {"widget": UnfoldAdminTextareaWidget(attrs={"rows": 5})},
+    }
     warn_unsaved_form = True
     compressed_fields = True
     list_per_page = 50

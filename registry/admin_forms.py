@@ -7,7 +7,6 @@ from typing import Any
 
 from django import forms
 from unfold.widgets import (
-    UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
 )
@@ -32,15 +31,6 @@ class WordsField(forms.Field):
         return (initial or []) != self.to_python(data)
 
 
-class CapabilitiesField(forms.MultipleChoiceField):
-    """A JSON list of what a version can be asked for."""
-
-    widget = UnfoldAdminCheckboxSelectMultipleWidget
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return list(initial or []) != list(data or [])
-
-
 class ModelForm(ReasonModelForm):
     """A model."""
 
@@ -51,10 +41,9 @@ class VersionForm(ReasonModelForm):
     """A version."""
 
     tags = WordsField(required=False, help_text="Words with commas between them; key=value among them.")
-    capabilities = CapabilitiesField(
+    capabilities = WordsField(
         required=False,
-        choices=[(name, name) for name in CAPABILITIES],
-        help_text="Read from the files; correct what they do not say.",
+        help_text=f"Of {', '.join(CAPABILITIES)}; read from the files, correct what they do not say.",
     )
 
 

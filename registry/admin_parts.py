@@ -62,3 +62,8 @@ def log_text(text: str) -> SafeString:
 def markdown(text: str) -> SafeString | str:
     """Markdown as HTML; whatever HTML it holds is escaped."""
     return mark_safe(f'<div class="prose">{MARKDOWN.render(text)}</div>') if text else "–"  # noqa: S308
+
+
+def in_red(words: list[str]) -> SafeString | str:
+    """Words that an operator must not overlook; none: a dash."""
+    return render_to_string("admin/parts/red.html", {"words": words}) if words else "–"
