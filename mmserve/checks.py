@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ MIN_SECRET_DISTINCT = 5
 MIN_MEMORY_BYTES = 256 * 2**20
 BODY_BYTES = (1024, 2**30)
 REDIS_SCHEMES = ("redis", "rediss", "unix")
+SOURCE_HOST = re.compile(r"(?:https?://)?(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?")
 DATABASES = ("django.db.backends.sqlite3", "django.db.backends.postgresql")
 
 
 @register()
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Every check of mmserve's own settings."""
-    return [*secret_key(), *memory(), *data_dir(), *servers(), *storage(), *listening()]
+    return [*secret_key(), *memory(), *data_dir(), *servers(), *storage(), *fetching(), *listening()]
 
 
 def secret_key() -> Iterator[CheckMessage]:
@@ -94,6 +96,35 @@ def storage() -> Iterator[CheckMessage]:
                 f"MMSERVE_SOURCE_ROOTS names {root}, which is no folder.",
                 hint="List existing folders, separated by commas.",
                 id="mmserve.E007",
+            )
+
+
+def fetching() -> Iterator[CheckMessage]:
+    endpoints = [("MMSERVE_S3_ENDPOINTS", url) for url in settings.S3_ENDPOINTS]
+    if settings.S3_ENDPOINT:
+        endpoints.append(("MMSERVE_S3_ENDPOINT", settings.S3_ENDPOINT))
+    for name, value in endpoints:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.path.strip("/"):
+            yield Error(
+                f"{name} has {value!r}: not the address of an S3 service.",
+                hint="Write https://host:port; keys stand in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+                id="mmserve.E010",
+            )
+    for host in settings.SOURCE_HOSTS:
+        if not SOURCE_HOST.fullmatch(host):
+            yield Error(
+                f"MMSERVE_SOURCE_HOSTS has {host!r}: not a host.",
+                hint="List host, host:port, *.host or http://host:port, separated by commas.",
+                id="mmserve.E011",
+            )
+    for name, count in (
+        ("MMSERVE_CACHE_BYTES", settings.CACHE_BYTES),
+        ("MMSERVE_FETCH_BYTES_PER_S", settings.FETCH_BYTES_PER_S),
+    ):
+        if count < 0:
+            yield Error(
+                f"{name} is {count}.", hint="Set it to a number of bytes, or to 0.", id="mmserve.E012"
             )
 
 

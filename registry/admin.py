@@ -12,9 +12,10 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 
 from mmserve.errors import InvalidRequest
@@ -200,7 +201,8 @@ class VersionPage(ActionAdmin):
         "context",
         "aliases_of",
     )
-    list_filter = ("state", "model")
+    # A drop-down of ten thousand models would be no help.
+    list_filter = ("state", ("model", AutocompleteSelectFilter))
     list_select_related = ("model",)
     search_fields = ("model__name", "version", "source_uri")
     autocomplete_fields = ("model",)
@@ -264,9 +266,15 @@ class VersionPage(ActionAdmin):
         words = [progress["stage"]]
         if total:
             words.append(f"{in_bytes(done)} of {in_bytes(total)}")
+        if progress.get("bytes_per_s"):
+            words.append(f"{in_bytes(progress['bytes_per_s'])}/s")
         if progress.get("eta_s") is not None:
             words.append(f"{progress['eta_s']:.0f} s left")
-        return bar(done, total, ", ".join(words))
+        files = [
+            bar(file["done_bytes"], file["total_bytes"], f"{file['path']}: {in_bytes(file['total_bytes'])}")
+            for file in progress.get("files", ())
+        ]
+        return format_html_join("", "{}", ((one,) for one in (bar(done, total, ", ".join(words)), *files)))
 
     @display(description="Runs foreign code")
     def risks(self, obj: ModelVersion) -> SafeString | str:
@@ -422,7 +430,7 @@ class AliasPage(ActionAdmin):
     """Aliases: saving moves one, by compare-and-set on the revision that the form was opened at."""
 
     list_display = ("__str__", "version", "is_default", "revision", "moved")
-    list_filter = ("is_default", "model")
+    list_filter = ("is_default", ("model", AutocompleteSelectFilter))
     list_select_related = ("model", "version__model")
     search_fields = ("model__name", "name")
     autocomplete_fields = ("version",)

@@ -12,8 +12,9 @@ from django.db.models import ProtectedError
 from django.dispatch import Signal
 from django.utils import timezone
 from redis import RedisError
+from rq.job import JobStatus
 
-from mmserve.errors import Conflict, Unavailable
+from mmserve.errors import Conflict, MmserveError, Unavailable
 from registry import sources, store
 from registry.actions.editing import check_editable
 from registry.models import PUBLISHED, Model, ModelVersion, VersionFile, VersionState
@@ -35,8 +36,11 @@ EDITABLE = frozenset({"description", "capabilities", "tags", "engine_options", *
 IMPORT_JOB = "registry.jobs.import_version"
 VERIFY_JOB = "registry.jobs.verify_version"
 IMPORT_TIMEOUT_S = 24 * 3600
-# A job that lives writes its progress every second: one that is silent for so long is dead.
-SILENT_AFTER = datetime.timedelta(seconds=90)
+# A job that moves bytes writes its progress every second; RQ's worker beats for a job every 30 s at most.
+SILENT_AFTER = datetime.timedelta(seconds=20)
+JOB_LOST_AFTER = datetime.timedelta(seconds=100)
+# Without Redis only its silence tells: a conversion may be silent for long.
+LOST_AFTER = datetime.timedelta(minutes=10)
 
 # Sent inside the transaction before a version is archived or deleted, with ``version``, ``actor``, ``reason``
 # and ``deleting``. Whoever serves it raises Conflict, or lets go of what it holds.
@@ -82,7 +86,7 @@ def update_version(version: ModelVersion, *, actor: str, reason: str = "", **cha
 def import_version(version: ModelVersion, *, actor: str, reason: str = "") -> ModelVersion:
     """Have an ops job bring the files; also the way to retry after a failure."""
     with transaction.atomic():
-        if version.state == VersionState.FETCHING and _silent(version):
+        if version.state == VersionState.FETCHING and _abandoned(version):
             version.progress = {}
         else:
             transition(version, VersionState.FETCHING)
@@ -203,7 +207,7 @@ def restore_version(version: ModelVersion, *, actor: str, reason: str = "") -> M
 @transaction.atomic
 def delete_version(version: ModelVersion, *, actor: str, reason: str = "") -> None:
     """Delete a version and its files; refused while it is fetched, named or served."""
-    if version.state == VersionState.FETCHING and not _silent(version):
+    if version.state == VersionState.FETCHING and not _abandoned(version):
         raise Conflict(f"{version.served_id} is being fetched; wait for the job to end.")
     names = [str(alias) for alias in version.aliases.select_related("model")]
     if names:
@@ -238,13 +242,37 @@ def transition(version: ModelVersion, to: str, *, only_from: str | None = None) 
 def recover_imports() -> None:
     """Ask again for what a job was fetching when it died; what had arrived is not fetched twice."""
     for version in ModelVersion.objects.select_related("model").filter(state=VersionState.FETCHING):
-        if _silent(version):
-            import_version(version, actor="controller", reason="The job that brought its files died.")
+        if _abandoned(version):
+            try:
+                import_version(version, actor="controller", reason="The job that brought its files died.")
+            except MmserveError as error:
+                log.warning("%s is not fetched again yet: %s", version.served_id, error)
 
 
-def _silent(version: ModelVersion) -> bool:
+def _abandoned(version: ModelVersion) -> bool:
+    """Whether nobody brings its files any more: no progress for long, and RQ knows of no living job."""
     at = version.progress.get("at")
-    return at is None or timezone.now() - datetime.datetime.fromisoformat(at) > SILENT_AFTER
+    if at is not None and timezone.now() - datetime.datetime.fromisoformat(at) < SILENT_AFTER:
+        return False
+    try:
+        job = django_rq.get_queue("ops").fetch_job(_job_id(version))
+        if job is None:
+            return True
+        status = job.get_status()
+    except RedisError:
+        return at is None or timezone.now() - datetime.datetime.fromisoformat(at) > LOST_AFTER
+    if status == JobStatus.STARTED and job.last_heartbeat is not None:
+        # The worker beats for its job, also while a conversion says nothing for minutes.
+        return timezone.now() - _aware(job.last_heartbeat) > JOB_LOST_AFTER
+    return status not in (JobStatus.QUEUED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
+
+
+def _aware(moment: datetime.datetime) -> datetime.datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+def _job_id(version: ModelVersion) -> str:
+    return f"import-{version.pk}-{version.attempt}"
 
 
 def _check_options(fields: dict[str, Any]) -> None:
@@ -258,7 +286,7 @@ def _enqueue(version: ModelVersion, actor: str) -> None:
         queue.enqueue(
             IMPORT_JOB,
             version.pk,
-            job_id=f"import-{version.pk}-{version.attempt}",
+            job_id=_job_id(version),
             description=f"import {version.served_id}",
             failure_ttl=7 * 24 * 3600,
             job_timeout=IMPORT_TIMEOUT_S,

@@ -141,6 +141,17 @@ def test_a_parameter_that_means_nothing_is_refused(
     assert problem(manager.get(f"{MODELS}?{query}"))[:2] == (400, param)
 
 
+def test_a_list_costs_the_same_queries_however_many_rows(
+    manager: APIClient, ready: ModelVersion, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(60):
+        actions.duplicate_version(ready, f"{number}x", actor="tests")
+
+    # key, versions with their model, files, revision
+    with django_assert_max_num_queries(4):
+        assert len(manager.get(f"{VERSIONS}?limit=50").json()["results"]) == 50
+
+
 def test_pages_by_cursor_hold_every_row_once(manager: APIClient, db: None) -> None:
     for number in range(7):
         actions.register_model(f"m{number}", actor="tests")

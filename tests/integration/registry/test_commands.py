@@ -264,3 +264,66 @@ def test_a_table_is_for_people(version_of: Versions) -> None:
         "CONTEXT_LENGTH",
         "REASON",
     ]
+
+
+def test_a_version_goes_to_the_archive_and_back(version_of: Versions) -> None:
+    version_of("1")
+    assert run("model_archive", "acme/echo@1", reason="old")["state"] == "archived"
+    assert refused("model_archive", "acme/echo@1")[0] == 4
+    assert run("model_restore", "acme/echo@1")["state"] == "ready"
+    assert refused("model_restore", "acme/echo@9")[0] == 3
+
+
+def test_a_fetch_is_asked_for_and_cancelled(version_of: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+    version_of("1", VersionState.REGISTERED)
+    assert run("model_fetch", "acme/echo@1")["state"] == "fetching"
+    assert refused("model_fetch", "acme/echo@1")[0] == 4
+    assert run("model_cancel", "acme/echo@1")["state"] == "failed"
+    assert refused("model_cancel", "acme/echo@1")[0] == 4
+
+
+def test_a_duplicate_with_other_options(version_of: Versions) -> None:
+    version_of("1")
+    made = run("model_duplicate", "acme/echo@1", "2", engine_options='{"max_streams": 4}')
+    assert (made["id"], made["state"]) == ("acme/echo@2", "ready")
+    assert refused("model_duplicate", "acme/echo@1", "2")[0] == 4
+    assert refused("model_duplicate", "acme/echo@1", "3", "--engine-options", "{")[0] == 5
+    assert refused("model_duplicate", "acme/echo@1", "3", "--engine-options", '{"colour": 1}')[0] == 5
+
+
+def test_roll_back_and_what_was_meant_before(version_of: Versions) -> None:
+    actions.promote(version_of("1"), actor="tests")
+    assert refused("model_rollback", "acme/echo")[0] == 4
+    actions.promote(version_of("2"), actor="tests")
+    assert run("model_rollback", "acme/echo", reason="bad")["version"] == "1"
+    assert refused("model_rollback", "acme/echo@nobody")[0] == 3
+    assert refused("model_rollback", "nobody")[0] == 3
+
+    found = run("model_history", "acme/echo")
+    assert (found["aliases"], found["default"]) == ({"production": "1"}, "production")
+    assert found["events"][0]["reason"] == "bad"
+    assert run("model_history", "acme/echo", at="2020-01-01T00:00")["aliases"] == {}
+    assert refused("model_history", "acme/echo", "--at", "noon")[0] == 5
+    assert refused("model_history", "acme/echo", "--limit", "0")[0] == 5
+    assert refused("model_history", "nobody")[0] == 3
+
+
+def test_aliases_versions_and_models_are_deleted(version_of: Versions) -> None:
+    actions.promote(version_of("1"), actor="tests")
+    version_of("2")
+    assert refused("model_delete", "acme/echo@1")[0] == 4
+    assert run("model_delete", "acme/echo@2", drain=True) == {"id": "acme/echo@2", "deleted": True}
+    assert run("model_delete", "acme/echo@production")["deleted"] is True
+    assert run("model_delete", "acme/echo", drain=True)["deleted"] is True
+    assert not Model.objects.exists()
+    assert refused("model_delete", "acme/echo")[0] == 3
+
+
+def test_files_are_pinned_in_the_cache(version_of: Versions) -> None:
+    version = version_of("1")
+    ModelVersion.objects.filter(pk=version.pk).update(path="acme--echo/1")
+    assert run("cache_pin", "acme/echo@1")["pinned"] is True
+    assert run("cache_pin", "acme/echo@1", off=True)["pinned"] is False
+    assert refused("cache_pin", "nobody")[0] == 3
+    assert refused("cache_prune", "--keep-bytes", "-1")[0] == 5

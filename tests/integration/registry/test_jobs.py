@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -261,3 +262,30 @@ def test_two_imports_do_not_share_a_folder(version_of: Versions, data_dir: Path)
         ["completion", "chat", "json"],
         ["completion", "json"],
     )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_import_whose_worker_died_is_asked_for_again_but_a_waiting_one_is_not(
+    version_of: Versions, redis_url: str
+) -> None:
+    version = version_of("1", VersionState.REGISTERED)
+    actions.import_version(version, actor="tests")
+    queue = django_rq.get_queue("ops")
+    (job,) = queue.jobs
+    silent = {"stage": "queued", "at": "2020-01-01T00:00:00+00:00"}
+    ModelVersion.objects.filter(pk=version.pk).update(progress=silent)
+
+    actions.versions.recover_imports()
+    assert [found.id for found in queue.jobs] == [job.id]
+
+    # As RQ leaves it when a worker is killed: started, and the heartbeat stops.
+    queue.empty()
+    job.save()
+    job.set_status(JobStatus.STARTED)
+    job.heartbeat(datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC), 60)
+    ModelVersion.objects.filter(pk=version.pk).update(progress=silent)
+    actions.versions.recover_imports()
+    assert [found.id for found in queue.jobs] == [f"import-{version.pk}-2"]
+    event = Event.objects.first()
+    assert event is not None
+    assert (event.kind, event.actor) == ("version.fetching", "controller")
