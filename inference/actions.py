@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.utils import timezone
 
 from inference.capacity.placement import place
 from inference.memory import device_rooms, estimate_for
@@ -26,6 +27,12 @@ EDITABLE = frozenset(
         "in_process",
         "queue_bound",
         "deadline_s",
+        "on_demand",
+        "pinned",
+        "priority_class",
+        "min_residency_s",
+        "max_wait_s",
+        "idle_ttl_s",
     }
 )
 
@@ -99,15 +106,20 @@ def load(version: ModelVersion, *, actor: str, reason: str = "", replicas: int =
     deployment = ensure_deployment(version, actor=actor)
     deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
     alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
+    waits = False
     if alive < replicas:
-        needed = estimate_for(deployment)
-        placement = place(needed.total_bytes, device_rooms())
-        if placement.device_id is None:
+        needed = estimate_for(deployment).total_bytes
+        placement = place(needed, device_rooms())
+        waits = placement.device_id is None
+        if waits and place(needed, device_rooms(could_sleep=True)).device_id is None:
             raise InsufficientMemory(f"{version.served_id} cannot be loaded: {'; '.join(placement.reasons)}")
     Replica.objects.filter(deployment=deployment, state="failed", superseded=False).update(superseded=True)
-    if deployment.replicas != replicas:
-        deployment.replicas = replicas
-        deployment.save(update_fields=["replicas"])
+    changed = deployment.replicas != replicas or deployment.asleep or deployment.failure
+    deployment.replicas, deployment.failure = replicas, ""
+    # What has no room is asleep until others have made it: the controller chooses who goes.
+    deployment.asleep, deployment.wanted_at = waits, timezone.now() if waits else None
+    deployment.save(update_fields=["replicas", "failure", "asleep", "wanted_at"])
+    if changed:
         bump("deployment.load", deployment.name, actor, reason, {"replicas": replicas})
     wake_controller()
     return deployment
@@ -120,8 +132,8 @@ def unload(version: ModelVersion, *, actor: str, reason: str = "") -> Deployment
     if deployment is None:
         raise Conflict(f"{version.served_id} was never loaded")
     if deployment.replicas:
-        deployment.replicas = 0
-        deployment.save(update_fields=["replicas"])
+        deployment.replicas, deployment.asleep, deployment.wanted_at, deployment.failure = 0, False, None, ""
+        deployment.save(update_fields=["replicas", "asleep", "wanted_at", "failure"])
         bump("deployment.unload", deployment.name, actor, reason, {"replicas": 0})
     wake_controller()
     return deployment

@@ -125,12 +125,18 @@ class DeploymentPage(LoadUnload):
         ("prefix_caching", "in_process"),
     )
     BOUNDS = (("queue_bound", "deadline_s"),)
+    SWAPPING = (
+        ("on_demand", "pinned"),
+        ("priority_class", "min_residency_s"),
+        ("max_wait_s", "idle_ttl_s"),
+    )
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         shown = ("name", "version", "status", "status_reason", "replicas") if obj else ("version",)
         return [
             (None, {"fields": shown}),
             ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
+            ("When memory is short", {"fields": self.SWAPPING}),
             ("Bounds", {"fields": (*self.BOUNDS, "reason")}),
         ]
 

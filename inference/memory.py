@@ -27,11 +27,14 @@ def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEsti
     )
 
 
-def device_rooms() -> list[DeviceRoom]:
-    """Every device with what its living replicas reserve."""
+def device_rooms(*, could_sleep: bool = False) -> list[DeviceRoom]:
+    """Every device with what its living replicas reserve; ``could_sleep``: only those that nobody may swap out."""
     cutoff = timezone.now() - timedelta(seconds=NODE_LOST_AFTER_S)
+    counted = Q(replicas__state__in=ALIVE)
+    if could_sleep:
+        counted &= Q(replicas__deployment__pinned=True) | Q(replicas__deployment__on_demand=False)
     rows = Device.objects.select_related("node").annotate(
-        reserved=Sum("replicas__reserved_bytes", filter=Q(replicas__state__in=ALIVE))
+        reserved=Sum("replicas__reserved_bytes", filter=counted)
     )
     return [
         DeviceRoom(

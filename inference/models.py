@@ -10,6 +10,9 @@ from django.db.models.functions import Now
 
 from registry.models import ModelVersion
 
+# From the most important to the least.
+PRIORITY_CLASSES = ("high", "normal", "low")
+
 
 class Deployment(models.Model):
     """How one version is to be served: how many replicas, with which engine options and bounds."""
@@ -45,6 +48,35 @@ class Deployment(models.Model):
     deadline_s = models.PositiveIntegerField(
         "deadline (s)", default=600, validators=[MinValueValidator(1)], help_text="a request's whole life"
     )
+    on_demand = models.BooleanField(
+        default=True, help_text="may sleep while nobody asks and others need its memory; a request wakes it"
+    )
+    pinned = models.BooleanField(default=False, help_text="never put to sleep")
+    priority_class = models.CharField(
+        max_length=10,
+        default="normal",
+        choices=[(name, name) for name in PRIORITY_CLASSES],
+        help_text="one of a lower class never puts one of a higher class to sleep",
+    )
+    min_residency_s = models.PositiveIntegerField(
+        "minimum residency (s)", default=10, help_text="once up, it stays for so long: no thrash"
+    )
+    max_wait_s = models.PositiveIntegerField(
+        "longest wait for others (s)",
+        default=30,
+        help_text="after so long, what is busy in its place is drained for it",
+    )
+    idle_ttl_s = models.PositiveIntegerField(
+        "idle time to sleep (s)",
+        null=True,
+        blank=True,
+        help_text="empty: stays up until others need the memory",
+    )
+    # Swapped out: wished for, not up. A request, or ``wanted_at``, brings it back.
+    asleep = models.BooleanField(default=False, editable=False)
+    wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Why the controller has given up loading it, until somebody asks for a load again.
+    failure = models.TextField(blank=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -52,6 +84,11 @@ class Deployment(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def desired(self) -> int:
+        """Replicas that should be up now."""
+        return 0 if self.asleep else self.replicas
 
 
 class Node(models.Model):

@@ -13,7 +13,9 @@ from inference.deletion import finish_deletions
 from inference.memory import NODE_LOST_AFTER_S, device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import tell_gateways, wake_node
+from inference.swapping import Swapper
 from registry.actions.versions import recover_imports
+from registry.revision import bump
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +29,20 @@ def backoff_s(tries: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (tries - 1))
 
 
-def reconcile() -> None:
+def reconcile(swapper: Swapper | None = None) -> None:
     """One pass over all deployments."""
     bury_lost_nodes()
+    if swapper is not None:
+        swapper.step()
     for deployment in Deployment.objects.select_related("version__model"):
         alive = list(
             deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related(
                 "device__node"
             )
         )
-        for replica in alive[deployment.replicas :]:
+        for replica in alive[deployment.desired :]:
             request_stop(replica)
-        for _ in range(deployment.replicas - len(alive)):
+        for _ in range(deployment.desired - len(alive)):
             if not start_one(deployment):
                 break
     finish_deletions()
@@ -50,6 +54,7 @@ def start_one(deployment: Deployment) -> bool:
     failed = deployment.replica_set.filter(state=ReplicaState.FAILED, superseded=False).order_by("-ended_at")
     tries = failed.count()
     if tries >= MAX_TRIES:
+        give_up(deployment, failed.first())
         return False
     last = failed.first()
     if last is not None and last.ended_at is not None:
@@ -62,6 +67,10 @@ def start_one(deployment: Deployment) -> bool:
         list(Device.objects.select_for_update().order_by("pk"))
         placement = place(needed.total_bytes, device_rooms())
         if placement.device_id is None:
+            if deployment.on_demand and not deployment.replica_set.filter(state__in=ALIVE).exists():
+                # It waits as one that is asked for: the swapper makes room.
+                asleep = {"asleep": True, "wanted_at": timezone.now()}
+                Deployment.objects.filter(pk=deployment.pk, asleep=False).update(**asleep)
             log.warning("%s waits for memory: %s", deployment.name, "; ".join(placement.reasons))
             return False
         replica = Replica.objects.create(
@@ -70,6 +79,17 @@ def start_one(deployment: Deployment) -> bool:
         wake_node(replica.device.node.name)
     log.info("placed %s on %s", replica, replica.device)
     return True
+
+
+def give_up(deployment: Deployment, last: Replica | None) -> None:
+    """Nobody waits for what does not come: the gateways refuse at once, with the reason, until it is loaded anew."""
+    if deployment.failure:
+        return
+    reason = (last.reason if last else "") or "the engine ended without a reason"
+    failure = f"given up after {MAX_TRIES} tries: {reason}"
+    if Deployment.objects.filter(pk=deployment.pk, failure="").update(failure=failure):
+        deployment.failure = failure
+        bump("deployment.failed", deployment.name, "controller", failure)
 
 
 def request_stop(replica: Replica) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.db import transaction
+from django.db.models import Avg, Q
 
 from inference.models import Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
@@ -22,7 +23,9 @@ def routing_table() -> RoutingTable:
         if alias.is_default:
             defaults[alias.model_id] = served_id
     versions = ModelVersion.objects.exclude(state=VersionState.ARCHIVED).select_related("model")
-    deployments = Deployment.objects.select_related("version__model")
+    deployments = Deployment.objects.select_related("version__model").annotate(
+        usual_load_s=Avg("replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False))
+    )
     return RoutingTable.build(
         revision=revision,
         models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
@@ -44,4 +47,6 @@ def _entry(row: Deployment) -> DeploymentEntry:
         ),
         wanted_replicas=row.replicas,
         has_chat_template="chat" in row.version.capabilities,
+        load_s=getattr(row, "usual_load_s", None),
+        failure=row.failure,
     )

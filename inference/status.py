@@ -21,9 +21,10 @@ UNLOADED, FETCHING, LOADING, READY, DRAINING, FAILED = (
     "draining",
     "failed",
 )
-STATUSES = (UNLOADED, FETCHING, LOADING, READY, "asleep", DRAINING, FAILED)
+ASLEEP = "asleep"
+STATUSES = (UNLOADED, FETCHING, LOADING, READY, ASLEEP, DRAINING, FAILED)
 # A model with several versions and no default alias has the status of the one that is furthest.
-FURTHEST = (READY, LOADING, DRAINING, FETCHING, FAILED, UNLOADED)
+FURTHEST = (READY, LOADING, DRAINING, ASLEEP, FETCHING, FAILED, UNLOADED)
 
 
 # The replicas that say something of their deployment's status.
@@ -99,6 +100,17 @@ def _of_files(version: ModelVersion) -> Status | None:
     return None
 
 
+def _asleep(deployment: Deployment) -> Status:
+    usual_s: float | None = getattr(deployment, "usual_load_s", None)
+    waits = deployment.wanted_at is not None
+    return Status(
+        status=LOADING if waits else ASLEEP,
+        reason=None if waits else "Others have its memory; a request wakes it.",
+        stage="waiting for memory" if waits else None,
+        eta_s=None if usual_s is None else round(usual_s, 1),
+    )
+
+
 def _of_deployment(
     deployment: Deployment | None, replicas: dict[int, list[Replica]], stages: dict[str, str]
 ) -> Status:
@@ -119,6 +131,10 @@ def _of_deployment(
         )
     if any(row.state in ALIVE for row in rows):
         return Status(status=DRAINING)
+    if deployment.failure:
+        return Status(status=FAILED, reason=deployment.failure)
+    if deployment.asleep:
+        return _asleep(deployment)
     failed = next((row for row in rows if row.state == ReplicaState.FAILED), None)
     if failed is not None:
         return Status(

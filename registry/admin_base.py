@@ -25,6 +25,7 @@ STATE_LABELS = {
     "loading": "info",
     "pending": "info",
     "draining": "warning",
+    "asleep": "warning",
     "failed": "danger",
 }
 

@@ -12,7 +12,7 @@ from inference.gateway.config import GatewayConfig
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
-from inference.protocol import PRIORITIES, GenerateRequest, bell_key, queue_name
+from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import MmserveError, QueueFull, RateLimitExceeded
 from routing.core.table import DeploymentEntry
 
@@ -55,6 +55,7 @@ class Admission:
         self._later = later
         self._admit = Script("admit")
         self._settle = Script("settle")
+        self._wake = Script("wake")
         self._withdraw = Script("withdraw")
         self._whereabouts = Script("whereabouts")
 
@@ -117,6 +118,10 @@ class Admission:
         if verdict != b"ok":
             raise Refused(_refusal(verdict, wait_ms / 1000, waiting, grant, deployment, drain_per_s), rates)
         return rates
+
+    def wake_controller(self) -> None:
+        """Let the controller look at the queues now; it looks by itself every second."""
+        self._later.post(self._wake, [], [CONTROLLER_CHANNEL])
 
     def settle(self, grant: KeyGrant, record: UsageRecord, *, reserved_tokens: int, used_tokens: int) -> None:
         """Refund, release and record, in the background."""

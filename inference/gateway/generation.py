@@ -18,7 +18,7 @@ from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
 from inference.gateway.usage import UsageRecord
 from mmserve.errors import ContextLengthExceeded, InvalidRequest, MmserveError, ModelNotLoaded, Unavailable
-from routing.core.decision import NO_CHAT_TEMPLATE, Decision, RequestFacts, decide
+from routing.core.decision import LOADING, NO_CHAT_TEMPLATE, NO_REPLICA, Decision, RequestFacts, decide
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -98,9 +98,10 @@ class Generator:
             await self._live.news()
             decision = self.decide(plan, request_id)
         table = self._table()
-        if decision.chosen is None:
+        held = decision.chosen is None
+        deployment = _worth_waiting_for(decision, table) if held else table.deployments[decision.chosen or ""]
+        if deployment is None:
             raise _nothing_serves(plan, decision, table, self._live)
-        deployment = table.deployments[decision.chosen]
         _check_limits(plan, deployment)
         now = time.time()
         deadline_s = deployment.limits.default_deadline_s
@@ -126,6 +127,9 @@ class Generator:
             self._hub.remove(flight)
             await asyncio.shield(self._stop(flight))
             raise
+        if held:
+            # Its job waits in the queue; the controller sees it there and brings the model up.
+            self._admission.wake_controller()
         return Generation(request_id, plan, decision, rates, flight)
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
@@ -187,6 +191,23 @@ def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
         )
 
 
+def _worth_waiting_for(decision: Decision, table: RoutingTable) -> DeploymentEntry | None:
+    """A deployment that only has to be brought up, before the request's deadline; Unavailable if that is too late."""
+    for one in decision.candidates:
+        entry = table.deployments[one.id]
+        if set(one.reasons) <= {NO_REPLICA, LOADING} and entry.wanted_replicas and not entry.failure:
+            if entry.load_s is not None and entry.load_s > entry.limits.default_deadline_s:
+                raise Unavailable(
+                    f"{entry.served_id} is not up, and takes {entry.load_s:.0f} s to load: longer than a request "
+                    f"may take ({entry.limits.default_deadline_s:.0f} s).",
+                    param="model",
+                    code="model_loading",
+                    retry_after_s=entry.load_s,
+                )
+            return entry
+    return None
+
+
 def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
     """Why no deployment is eligible, as the error that helps most."""
     served_id = decision.served_id
@@ -207,6 +228,13 @@ def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: L
             f"{served_id} has no chat template: use /v1/completions.",
             param="messages",
             code="unsupported_parameter",
+        )
+    given_up = next((entry for entry in entries if entry.failure), None)
+    if given_up is not None:
+        return ModelNotLoaded(
+            f"{served_id} cannot be loaded: {given_up.failure}. When that is mended, load it again with "
+            f"POST /v1/models/{served_id}/load.",
+            param="model",
         )
     loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
     if loading:

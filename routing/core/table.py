@@ -31,6 +31,8 @@ class DeploymentEntry:
     limits: Limits = field(default_factory=Limits)
     wanted_replicas: int = 1
     has_chat_template: bool = True
+    load_s: float | None = None  # how long its loads took, on the average
+    failure: str = ""  # why nobody tries to load it any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from django.db import DatabaseError, close_old_connections
 from inference.notify import connection
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
+from inference.swapping import Swapper
 
 log = logging.getLogger("controller")
 
@@ -45,6 +46,7 @@ class Command(BaseCommand):
         me = uuid.uuid4().hex
         lease = client.register_script(LEASE_LUA)
         pubsub = client.pubsub(ignore_subscribe_messages=True)
+        swapper = Swapper()
         subscribed = False
         while not stop.is_set():
             try:
@@ -53,7 +55,7 @@ class Command(BaseCommand):
                     subscribed = True
                 if lease(keys=[LEASE_KEY], args=[me, LEASE_MS]):
                     close_old_connections()
-                    reconcile()
+                    reconcile(swapper)
                 pubsub.get_message(timeout=TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import redis
+from redis.asyncio import Redis
 
-from inference.protocol import DELTA, ERROR, GATEWAYS, GenerateRequest
+from inference.protocol import CONTROLLER_CHANNEL, DELTA, ERROR, GATEWAYS, GenerateRequest
 from tests.integration.gateway.conftest import Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
 from tests.integration.gateway.waiting import until
@@ -133,15 +135,55 @@ async def test_a_model_that_is_not_loaded_says_what_would_load_it(open_gateway):
     assert response.headers["x-should-retry"] == "false"
 
 
-async def test_a_model_that_is_being_loaded_may_be_asked_again(open_gateway):
+async def test_a_request_is_held_while_its_model_is_being_loaded(open_gateway):
     async with open_gateway() as gateway, engine(gateway, "x") as loading:
         loading.state, loading.stage = "loading", "weights"
+        asked = asyncio.create_task(gateway.client.post("/v1/completions", COMPLETION))
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+        loading.state = "ready"
+        response = await asked
+    assert response.status == 200
+    assert response.json()["choices"][0]["text"] == "x"
+
+
+async def test_a_held_request_wakes_the_controller(open_gateway, redis_url):
+    async with open_gateway() as gateway:
+        listener = Redis.from_url(redis_url)
+        pubsub = listener.pubsub(ignore_subscribe_messages=True)
+        await pubsub.subscribe(CONTROLLER_CHANNEL)
+        await pubsub.get_message(timeout=1)
+        asked = asyncio.create_task(gateway.client.post("/v1/completions", COMPLETION))
+        heard = None
+        async with asyncio.timeout(5):
+            while heard is None:
+                heard = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await pubsub.aclose()
+        await listener.aclose()
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "words"),
+    [
+        ({"load_s": 90.0}, "model_loading", "takes 90 s to load: longer than a request may take (30 s)"),
+        ({"failure": "given up after 5 tries: out of memory"}, "model_not_loaded", "out of memory"),
+    ],
+)
+async def test_what_would_come_too_late_or_never_is_refused_at_once(open_gateway, entry, code, words):
+    async with open_gateway() as gateway:
+        echo = dataclasses.replace(gateway.table.deployments["echo"], **entry)
+        deployments = {**gateway.table.deployments, "echo": echo}
+        gateway.table = dataclasses.replace(gateway.table, revision=2, deployments=deployments)
+        gateway.runtime.table.push(2)
+        await until(lambda: gateway.runtime.table.revision == 2)
         response = await gateway.client.post("/v1/completions", COMPLETION)
     assert response.status == 503
-    assert response.json()["error"]["code"] == "model_loading"
-    assert "weights" in response.json()["error"]["message"]
-    assert response.headers["x-should-retry"] == "true"
-    assert int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]["code"] == code
+    assert words in response.json()["error"]["message"]
+    if code == "model_loading":
+        assert response.headers["retry-after"] == "90"
 
 
 async def test_a_chat_with_a_model_that_has_no_template_names_the_other_endpoint(open_gateway):

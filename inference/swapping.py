@@ -1,0 +1,245 @@
+"""The controller's second idea: more models than memory. Whoever is asked for gets room from whom it costs least."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import redis
+from django.db.models import Avg, Q
+from django.utils import timezone
+
+from inference.beats import read_beats
+from inference.capacity.placement import DeviceRoom, place
+from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
+from inference.engine.rqkeys import queue_key
+from inference.memory import device_rooms, estimate_for
+from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
+from inference.notify import connection
+from inference.protocol import PRIORITIES, queue_name
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_RELOAD_S = 10.0
+
+
+@dataclass(slots=True)
+class Use:
+    """What the controller remembers of one deployment; lost with it, and learned again."""
+
+    rate: UseRate
+    used_at: float
+    asked_at: float | None = None
+    busy: bool = False
+
+
+class Swapper:
+    """Called at every pass of the controller. ``clock`` is monotonic."""
+
+    def __init__(self) -> None:
+        self._uses: dict[int, Use] = {}
+
+    def step(self) -> list[Deployment]:
+        """Observe, put to sleep, wake; returns the deployments that may be started now."""
+        now = time.monotonic()
+        deployments = list(
+            Deployment.objects.filter(replicas__gt=0, failure="")
+            .select_related("version__model")
+            .annotate(
+                usual_load_s=Avg(
+                    "replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False)
+                )
+            )
+        )
+        self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
+        replicas: dict[int, list[Replica]] = defaultdict(list)
+        for replica in Replica.objects.filter(state__in=ALIVE, deployment__in=deployments):
+            replicas[replica.deployment_id].append(replica)
+        waiting = self._observe(deployments, replicas, now)
+        self._sleep_idle(deployments, replicas, now)
+        return self._make_room(deployments, replicas, waiting, now)
+
+    def _observe(
+        self, deployments: Sequence[Deployment], replicas: dict[int, list[Replica]], now: float
+    ) -> dict[int, int]:
+        """Jobs that wait, by deployment; notes who is busy and since when somebody asks."""
+        waiting = waiting_jobs(deployments)
+        ready = [str(row.pk) for rows in replicas.values() for row in rows if row.state == ReplicaState.READY]
+        beats = read_beats(ready)
+        for row in deployments:
+            use = self._uses.setdefault(row.pk, Use(UseRate(now), now))
+            own = [beats[key] for one in replicas[row.pk] if (key := str(one.pk)) in beats]
+            use.busy = bool(waiting[row.pk]) or any(beat.running or beat.waiting for beat in own)
+            use.rate.observe(sum(beat.jobs_per_s for beat in own) + waiting[row.pk], now)
+            if use.busy:
+                use.used_at = now
+            asked = (waiting[row.pk] > 0 or row.wanted_at is not None) and not _is_up(replicas[row.pk])
+            use.asked_at = (use.asked_at or now) if asked else None
+        return waiting
+
+    def _sleep_idle(
+        self, deployments: Sequence[Deployment], replicas: dict[int, list[Replica]], now: float
+    ) -> None:
+        for row in deployments:
+            use = self._uses[row.pk]
+            if (
+                row.idle_ttl_s is not None
+                and row.on_demand
+                and not (row.pinned or row.asleep or use.busy)
+                and _is_up(replicas[row.pk])
+                and now - use.used_at >= row.idle_ttl_s
+                and _age_s(replicas[row.pk]) >= row.idle_ttl_s
+            ):
+                put_to_sleep(row, f"idle for {now - use.used_at:.0f} s")
+
+    def _make_room(
+        self,
+        deployments: Sequence[Deployment],
+        replicas: dict[int, list[Replica]],
+        waiting: dict[int, int],
+        now: float,
+    ) -> list[Deployment]:
+        """For each that is asked for, the most important and longest waiting first."""
+        asking = [
+            row for row in deployments if self._uses[row.pk].asked_at is not None and not replicas[row.pk]
+        ]
+        asking.sort(key=lambda row: (PRIORITY_CLASSES.index(row.priority_class), self._uses[row.pk].asked_at))
+        rooms = {room.id: room for room in device_rooms()}
+        # Where somebody is on the way out, its memory comes back by itself: nobody else has to go yet.
+        leaving: dict[int, int] = defaultdict(int)
+        for rows in replicas.values():
+            for replica in rows:
+                if replica.stop_requested or replica.state == ReplicaState.DRAINING:
+                    leaving[replica.device_id] += replica.reserved_bytes
+        started = []
+        for row in asking:
+            needed = estimate_for(row).total_bytes
+            if place(needed, list(rooms.values())).device_id is not None:
+                wake(row)
+                started.append(row)
+                _take(rooms, needed)
+            elif (
+                place(needed, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_id
+                is None
+            ):
+                self._evict_for(row, needed, deployments, replicas, rooms, leaving, now)
+        return started
+
+    def _evict_for(
+        self,
+        row: Deployment,
+        needed: int,
+        deployments: Sequence[Deployment],
+        replicas: dict[int, list[Replica]],
+        rooms: dict[int, DeviceRoom],
+        leaving: dict[int, int],
+        now: float,
+    ) -> None:
+        use = self._uses[row.pk]
+        wanted = Wanted(
+            bytes=needed,
+            rank=PRIORITY_CLASSES.index(row.priority_class),
+            waited_s=now - (use.asked_at or now),
+            max_wait_s=row.max_wait_s,
+        )
+        by_name = {one.name: one for one in deployments}
+        found = []
+        for room in rooms.values():
+            if not room.alive or room.budget_bytes < needed:
+                continue
+            residents = [
+                self._resident(by_pk, replica, now)
+                for by_pk in deployments
+                for replica in replicas[by_pk.pk]
+                if replica.device_id == room.id and not replica.stop_requested and not by_pk.asleep
+            ]
+            eviction = choose_victims(wanted, residents, room.free_bytes + leaving[room.id])
+            if eviction.victims:
+                found.append((eviction.cost, room.id, eviction))
+            else:
+                log.debug("no room for %s on %s: %s", row.name, room.name, "; ".join(eviction.reasons))
+        if found:
+            _, device, eviction = min(found, key=lambda one: one[:2])
+            for name in set(eviction.victims):
+                victim = by_name[name]
+                put_to_sleep(victim, f"{row.name} is asked for")
+                leaving[device] += sum(
+                    replica.reserved_bytes for replica in replicas[victim.pk] if replica.device_id == device
+                )
+
+    def _resident(self, row: Deployment, replica: Replica, now: float) -> Resident:
+        use = self._uses[row.pk]
+        return Resident(
+            id=row.name,
+            bytes=replica.reserved_bytes,
+            rank=PRIORITY_CLASSES.index(row.priority_class),
+            pinned=row.pinned,
+            on_demand=row.on_demand,
+            resident_s=_age_s([replica]),
+            min_residency_s=row.min_residency_s,
+            # What is still loading was asked for by somebody.
+            busy=use.busy or replica.state != ReplicaState.READY,
+            uses_per_s=use.rate.at(now),
+            reload_s=getattr(row, "usual_load_s", None) or UNKNOWN_RELOAD_S,
+        )
+
+
+def waiting_jobs(deployments: Sequence[Deployment]) -> dict[int, int]:
+    """Jobs in each deployment's queues; none while Redis is away."""
+    pipeline = connection().pipeline(transaction=False)
+    for row in deployments:
+        for priority in PRIORITIES:
+            pipeline.llen(queue_key(queue_name(row.name, priority)))
+    try:
+        counts = pipeline.execute() if deployments else []
+    except redis.RedisError as error:
+        log.warning("the queues cannot be read: %s", error)
+        counts = [0] * len(deployments) * len(PRIORITIES)
+    size = len(PRIORITIES)
+    return {row.pk: sum(counts[at * size : (at + 1) * size]) for at, row in enumerate(deployments)}
+
+
+def put_to_sleep(row: Deployment, why: str) -> None:
+    """The wish stays; its replicas drain and stop, and a request brings it back."""
+    Deployment.objects.filter(pk=row.pk).update(asleep=True, wanted_at=None)
+    row.asleep = True
+    log.info("%s goes to sleep: %s", row.name, why)
+
+
+def wake(row: Deployment) -> None:
+    """There is room for it now."""
+    Deployment.objects.filter(pk=row.pk).update(asleep=False, wanted_at=None)
+    row.asleep = False
+    log.info("%s wakes", row.name)
+
+
+def _is_up(rows: list[Replica]) -> bool:
+    return any(row.state == ReplicaState.READY and not row.stop_requested for row in rows)
+
+
+def _age_s(rows: list[Replica]) -> float:
+    """Seconds since the youngest of them was ready; 0 while one is not."""
+    return min(
+        ((timezone.now() - row.ready_at).total_seconds() if row.ready_at else 0.0 for row in rows),
+        default=0.0,
+    )
+
+
+def _with_free(room: DeviceRoom, more: int) -> DeviceRoom:
+    return DeviceRoom(
+        id=room.id,
+        name=room.name,
+        budget_bytes=room.budget_bytes,
+        reserved_bytes=max(0, room.reserved_bytes - more),
+        alive=room.alive,
+    )
+
+
+def _take(rooms: dict[int, DeviceRoom], needed: int) -> None:
+    """Note what was just given away, so that the next one does not count on it."""
+    chosen = place(needed, list(rooms.values())).device_id
+    if chosen is not None:
+        rooms[chosen] = _with_free(rooms[chosen], -needed)
