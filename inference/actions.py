@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
+from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
 from inference.memory import device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Replica
@@ -88,6 +89,14 @@ def check_options(deployment: Deployment) -> None:
         raise InvalidRequest(
             f"context_length: {deployment.context_length} tokens asked for, the model was made for {native}",
             param="context_length",
+        )
+    cost = kv_cost(deployment.version.facts, 4.0 if deployment.dtype == "float32" else 2.0)
+    context = deployment.context_length or native
+    if cost is not None and context and cost.stream_bytes(context) > deployment.kv_cache_bytes:
+        raise InvalidRequest(
+            f"kv_cache_bytes: {deployment.kv_cache_bytes} bytes do not hold one stream of {context} tokens, which "
+            f"takes {cost.stream_bytes(context)}; set more, or a shorter context_length",
+            param="kv_cache_bytes",
         )
 
 

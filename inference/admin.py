@@ -14,7 +14,7 @@ from unfold.decorators import action, display
 
 from inference import actions
 from inference.beats import read_beats
-from inference.memory import NODE_LOST_AFTER_S
+from inference.memory import NODE_LOST_AFTER_S, estimate_for
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.protocol import ReplicaBeat
 from inference.status import Status, statuses
@@ -125,6 +125,7 @@ class DeploymentPage(LoadUnload):
         ("prefix_caching", "in_process"),
     )
     BOUNDS = (("queue_bound", "deadline_s"),)
+    SHOWN = ("name", "version", "status", "status_reason", "replicas")
     SWAPPING = (
         ("on_demand", "pinned"),
         ("priority_class", "min_residency_s"),
@@ -132,7 +133,7 @@ class DeploymentPage(LoadUnload):
     )
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        shown = ("name", "version", "status", "status_reason", "replicas") if obj else ("version",)
+        shown = (*self.SHOWN, "memory_of") if obj else ("version",)
         return [
             (None, {"fields": shown}),
             ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
@@ -141,7 +142,7 @@ class DeploymentPage(LoadUnload):
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return ("name", "version", "status", "status_reason", "replicas") if obj else ()
+        return (*self.SHOWN, "memory_of") if obj else ()
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """A deployment goes with its version."""
@@ -152,6 +153,12 @@ class DeploymentPage(LoadUnload):
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("version__model")
+
+    @display(description="Memory a replica, estimated")
+    def memory_of(self, obj: Deployment) -> SafeString:
+        found = estimate_for(obj)
+        parts = [(name.replace("_", " "), in_bytes(count)) for name, count in found.parts().items()]
+        return facts_table([("total", in_bytes(found.total_bytes)), *parts])
 
     @display(description="KV cache", ordering="kv_cache_bytes")
     def kv_cache(self, obj: Deployment) -> str:

@@ -12,10 +12,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from inference import actions
+from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
 from inference.deletion import drain_and_delete
 from inference.listing import listing
 from inference.model_objects import model_objects, version_object
 from inference.models import Deployment
+from inference.plan import plan_of
 from inference.status import STATUSES
 from registry.actions import delete_alias, delete_model, delete_version
 from registry.lookup import find, find_version
@@ -136,6 +138,43 @@ class OneModel(APIView):
             case Alias():
                 delete_alias(found, actor=who, reason=reason)
         return Response({"id": model_id, "object": "model", "deleted": True})
+
+
+class PlanQuery(QuerySerializer):
+    """The query of a plan."""
+
+    context_length = serializers.IntegerField(min_value=1, max_value=2**31, required=False)
+    streams = serializers.IntegerField(min_value=1, max_value=100_000, required=False)
+    kv_cache_bytes = serializers.IntegerField(min_value=1, max_value=2**50, required=False)
+    dtype = serializers.ChoiceField(["auto", *DTYPE_BYTES], required=False)
+    quantization = serializers.ChoiceField(list(QUANTIZED_BYTES), required=False)
+    tensor_parallel = serializers.IntegerField(min_value=1, max_value=64, required=False)
+
+
+class PlanSerializer(serializers.Serializer):
+    """What a version would take, and where it would fit."""
+
+    id = serializers.CharField()
+    total_bytes = serializers.IntegerField()
+    parts = serializers.DictField(child=serializers.IntegerField())
+    kv_bytes_a_token = serializers.IntegerField(allow_null=True)
+    kv_bytes_a_stream = serializers.IntegerField(allow_null=True)
+    streams = serializers.IntegerField(allow_null=True)
+    fits = serializers.BooleanField()
+    device = serializers.CharField(allow_null=True)
+    fits_when_empty = serializers.BooleanField()
+    reasons = serializers.ListField(child=serializers.CharField())
+
+
+class Plan(APIView):
+    """What if."""
+
+    @extend_schema(operation_id="plan_model", parameters=[PlanQuery], responses=PlanSerializer)
+    def get(self, request: Request, model_id: str) -> Response:
+        """What a version would take of memory, by part, and where it would fit; nothing is loaded."""
+        query = PlanQuery(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        return Response(plan_of(find_version(model_id), **query.validated_data))
 
 
 class Load(APIView):

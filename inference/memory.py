@@ -16,14 +16,12 @@ NODE_LOST_AFTER_S = 15
 
 def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEstimate:
     """What one replica of this deployment takes."""
-    facts = deployment.version.facts
     return estimate(
-        weight_bytes=facts.get("weight_bytes") or 0,
-        parameters=facts.get("parameters") or 0,
+        facts=deployment.version.facts,
         dtype=deployment.dtype,
         kv_cache_bytes=deployment.kv_cache_bytes,
         device_kind=device_kind,
-        vocabulary=facts.get("vocabulary") or 0,
+        max_streams=deployment.max_streams,
     )
 
 

@@ -59,12 +59,12 @@ class Deployment(models.Model):
         help_text="one of a lower class never puts one of a higher class to sleep",
     )
     min_residency_s = models.PositiveIntegerField(
-        "minimum residency (s)", default=10, help_text="once up, it stays for so long: no thrash"
+        "minimum residency (s)", default=10, help_text="a busy one stays up for so long at least: no thrash"
     )
     max_wait_s = models.PositiveIntegerField(
         "longest wait for others (s)",
         default=30,
-        help_text="after so long, what is busy in its place is drained for it",
+        help_text="what is busy in its place is drained for it after so long, or sooner where loads are quick",
     )
     idle_ttl_s = models.PositiveIntegerField(
         "idle time to sleep (s)",

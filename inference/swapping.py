@@ -144,6 +144,7 @@ class Swapper:
             rank=PRIORITY_CLASSES.index(row.priority_class),
             waited_s=now - (use.asked_at or now),
             max_wait_s=row.max_wait_s,
+            load_s=getattr(row, "usual_load_s", None) or UNKNOWN_RELOAD_S,
         )
         by_name = {one.name: one for one in deployments}
         found = []

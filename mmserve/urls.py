@@ -24,6 +24,7 @@ v1: list[URLPattern | URLResolver] = [
     # A model's name may hold "/": the verbs come first.
     path("models/<path:model_id>/load", inference.Load.as_view(), name="load"),
     path("models/<path:model_id>/unload", inference.Unload.as_view(), name="unload"),
+    path("models/<path:model_id>/plan", inference.Plan.as_view(), name="plan"),
     path("models/<path:model_id>/history", registry.History.as_view(), name="history"),
     path("models/<path:model_id>", inference.OneModel.as_view(), name="model"),
     path("registry/", include(router.urls)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmserve.errors import InvalidRequest
+from registry.layerfacts import layer_kinds
 from registry.textfacts import chat_template, languages, read_json, tokenizer_kind
 
 # The safetensors format's own bound.
@@ -56,6 +57,11 @@ class Facts:
     tokenizer: str | None = None
     languages: list[str] = field(default_factory=list)
     custom_code: bool = False  # the config names Python code that comes with the files
+    kv_lora_rank: int | None = None  # multi-head latent attention: the compressed vector's size
+    rope_head_size: int | None = None  # and that of the rotary key beside it
+    window_layers: int | None = None  # layers with a sliding window; None: all, if there is a window
+    recurrent_layers: int | None = None  # layers that keep a state instead of a cache
+    state_size: int | None = None  # elements of one such layer's state
 
     def as_dict(self) -> dict[str, Any]:
         """As ``ModelVersion.facts`` keeps them."""
@@ -96,7 +102,9 @@ def read_facts(folder: Path) -> Facts:
         intermediate_size=_number(config, "intermediate_size", "n_inner"),
         vocabulary=_number(config, "vocab_size"),
         context_length=_number(config, "max_position_embeddings", "n_positions", "max_sequence_length"),
-        sliding_window=_number(config, "sliding_window"),
+        sliding_window=None
+        if config.get("use_sliding_window") is False
+        else _number(config, "sliding_window"),
         dtype=DTYPES.get(main_dtype, main_dtype.lower() or "unknown"),
         quantization=_quantization(whole),
         tied_embeddings=bool(whole.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
@@ -109,6 +117,9 @@ def read_facts(folder: Path) -> Facts:
         tokenizer=tokenizer_kind(folder),
         languages=languages(folder),
         custom_code=bool(whole.get("auto_map")),
+        kv_lora_rank=_number(config, "kv_lora_rank"),
+        rope_head_size=_number(config, "qk_rope_head_dim") if config.get("kv_lora_rank") else None,
+        **layer_kinds(config),
     )
 
 

@@ -24,6 +24,7 @@ from tests.bench import (
     bench_start,
     bench_stream,
     bench_worker,
+    swap_sim,
 )
 from tests.bench.load import LoadFailed
 from tests.bench.peers import PeerMissing
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "memory": bench_memory.bench,
     "fetch": bench_fetch.bench,
     "listing": bench_listing.bench,
+    "swap_sim": swap_sim.bench,
     "worker": lambda _: bench_worker.main(),
 }
 

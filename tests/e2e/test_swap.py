@@ -15,7 +15,13 @@ from tests.e2e.platform import Platform, sse, wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-OPTIONS = {"kv_cache_bytes": 64 * 2**20, "context_length": 1024, "min_residency_s": 1, "max_wait_s": 3, "max_streams": 8}
+OPTIONS = {
+    "kv_cache_bytes": 64 * 2**20,
+    "context_length": 1024,
+    "max_streams": 8,
+    "min_residency_s": 1,
+    "max_wait_s": 3,
+}
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ def room(number: int, budget: int, reserved: int = 0, alive: bool = True) -> Dev
 
 
 def test_weights_count_as_stored_unless_a_dtype_changes_them() -> None:
-    facts = {"weight_bytes": 200, "parameters": 100, "kv_cache_bytes": 50, "device_kind": "cpu"}
-    assert estimate(dtype="auto", **facts).weights_bytes == 200
-    assert estimate(dtype="float32", **facts).weights_bytes == 400
+    facts = {"weight_bytes": 200, "parameters": 100}
+    assert estimate(facts=facts, dtype="auto", kv_cache_bytes=50).weights_bytes == 200
+    assert estimate(facts=facts, dtype="float32", kv_cache_bytes=50).weights_bytes == 400
 
 
 def test_the_parts_add_up() -> None:
-    parts = estimate(weight_bytes=7, parameters=0, dtype="auto", kv_cache_bytes=5, device_kind="gpu")
+    parts = estimate(facts={"weight_bytes": 7}, kv_cache_bytes=5, device_kind="gpu")
     assert parts.total_bytes == 7 + 5 + parts.overhead_bytes
 
 

@@ -327,3 +327,17 @@ def test_files_are_pinned_in_the_cache(version_of: Versions) -> None:
     assert run("cache_pin", "acme/echo@1", off=True)["pinned"] is False
     assert refused("cache_pin", "nobody")[0] == 3
     assert refused("cache_prune", "--keep-bytes", "-1")[0] == 5
+
+
+def test_a_plan_says_what_would_be_taken_and_where_it_fits(version_of: Versions, node: Node) -> None:
+    version = version_of("1")
+    facts = {"layers": 2, "kv_heads": 2, "head_size": 64, "weight_bytes": 10**9, "parameters": 5 * 10**8}
+    ModelVersion.objects.filter(pk=version.pk).update(facts={**facts, "context_length": 1000})
+
+    found = run("model_plan", "acme/echo@1", streams=3)
+    assert (found["kv_bytes_a_token"], found["streams"], found["fits"]) == (1024, 3, True)
+    assert found["device"] == "here/cpu:0"
+    assert found["total_bytes"] == sum(found["parts"].values())
+    assert run("model_plan", "acme/echo@1", tensor_parallel=2)["parts"]["weights"] == 5 * 10**8
+    assert refused("model_plan", "acme/echo@1", "--streams", "0")[0] == 5
+    assert refused("model_plan", "nobody")[0] == 3

@@ -39,8 +39,10 @@ def test_one_that_frees_enough_spares_the_others() -> None:
         ({"pinned": True}, "pinned"),
         ({"on_demand": False}, "always up"),
         ({"rank": 0}, "of a higher class"),
-        ({"resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 10 s"),
-        ({"busy": True}, "drained only after 30 s"),
+        ({"busy": True, "resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 10 s"),
+        # Asked for every second, back in five: it would be missed at once.
+        ({"uses_per_s": 1.0, "resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 4 s"),
+        ({"busy": True}, "drained only after 18 s"),
     ],
 )
 def test_who_is_spared_and_why(change: dict[str, object], why: str) -> None:
@@ -52,7 +54,10 @@ def test_who_is_spared_and_why(change: dict[str, object], why: str) -> None:
 
 def test_a_busy_one_goes_when_somebody_has_waited_too_long_or_is_more_important() -> None:
     busy = replace(B, busy=True)
-    assert choose_victims(replace(WANTED, waited_s=30.0), [busy], free_bytes=0).victims == ("b",)
+    assert choose_victims(replace(WANTED, waited_s=18.0), [busy], free_bytes=0).victims == ("b",)
+    assert choose_victims(replace(WANTED, waited_s=9.0, max_wait_s=9.0), [busy], free_bytes=0).victims == (
+        "b",
+    )
     assert choose_victims(replace(WANTED, rank=0), [busy], free_bytes=0).victims == ("b",)
     assert choose_victims(replace(WANTED, waited_s=30.0), [busy, A], free_bytes=0).victims == ("a",)
 
@@ -85,7 +90,7 @@ def test_victims_make_room_none_is_superfluous_and_none_was_to_be_spared(
         assert room >= needed
         assert all(room - row.bytes < needed for row in chosen)
         assert not any(row.pinned or not row.on_demand or row.rank < wanted.rank for row in chosen)
-        assert not any(row.resident_s < row.min_residency_s for row in chosen)
+        assert not any(row.resident_s < row.residency_s for row in chosen)
 
 
 def test_a_rate_of_use_decays() -> None:

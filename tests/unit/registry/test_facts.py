@@ -41,6 +41,11 @@ def test_the_facts_come_from_the_config_and_the_headers_of_all_files(tmp_path: P
         "tokenizer": None,
         "languages": [],
         "custom_code": False,
+        "kv_lora_rank": None,
+        "rope_head_size": None,
+        "window_layers": None,
+        "recurrent_layers": None,
+        "state_size": None,
     }
 
 

@@ -1,0 +1,41 @@
+"""`manage.py model_plan ID`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES, gib
+from inference.plan import plan_of
+from mmserve.command import DataCommand
+from mmserve.errors import InvalidRequest
+from registry.lookup import find_version
+
+
+class Command(DataCommand):
+    help = (
+        "What a version would take of memory, by part, and where it would fit; nothing is loaded. "
+        "Exit codes: 0 done (also where it does not fit: it says so), 3 no such model, 5 a wrong value."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("id", help="name, name@version or name@alias")
+        parser.add_argument("--context-length", type=int, help="tokens; the model's own if left out")
+        parser.add_argument("--streams", type=int, help="of the whole context at once")
+        parser.add_argument("--kv-cache-bytes", type=int, help="in place of --streams")
+        parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPE_BYTES))
+        parser.add_argument("--quantization", choices=tuple(QUANTIZED_BYTES), help="of the weights, on load")
+        parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share one replica")
+
+    def run(self, *, id: str, **options: Any) -> dict[str, Any]:
+        names = ("context_length", "streams", "kv_cache_bytes", "dtype", "quantization", "tensor_parallel")
+        asked = {name: options[name] for name in names if options[name] is not None}
+        for name, value in asked.items():
+            if isinstance(value, int) and value < 1:
+                raise InvalidRequest(f"{name} is {value}, not at least 1", param=name)
+        found = plan_of(find_version(id), **asked)
+        if options["json"]:
+            return found
+        sizes = {f"  {name}": gib(count) for name, count in found["parts"].items()}
+        return {**found, "total_bytes": gib(found["total_bytes"]), "parts": "", **sizes}

@@ -1,0 +1,198 @@
+"""KV cache and weights of well-known architectures from their configs, against published figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.capacity.estimate import GIB, estimate, kv_cost, weight_bytes
+from inference.capacity.placement import DeviceRoom
+from inference.capacity.whatif import what_if
+from registry.facts import read_facts
+from tests.checkpoints import write_checkpoint
+
+
+def llama(layers: int, hidden: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        **more,
+    }
+
+
+# config, KV bytes a token in bf16 before any window is full, where the figure stands
+PUBLISHED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "Llama-2-7B": (
+        llama(32, 4096, 32, 32),
+        524_288,
+        "about 2 GB for 4,096 tokens (NVIDIA, Mastering LLM Techniques: Inference Optimization)",
+    ),
+    "Llama-3.1-8B": (
+        llama(32, 4096, 32, 8),
+        131_072,
+        "15.62 GB at 128k tokens (Hugging Face, Llama 3.1 blog, KV cache table)",
+    ),
+    "Llama-3.1-70B": (
+        llama(80, 8192, 64, 8),
+        327_680,
+        "39.06 GB at 128k tokens (Hugging Face, Llama 3.1 blog, KV cache table)",
+    ),
+    "Llama-3.1-405B": (
+        llama(126, 16384, 128, 8),
+        516_096,
+        "516.096 KB (Insights into DeepSeek-V3, ISCA 2025, table 1)",
+    ),
+    "Falcon-7B": (
+        llama(32, 4544, 71, 1, head_dim=64),
+        8_192,
+        "multi-query: one KV head of 64 in 32 layers (Falcon series, Almazrouei 2023)",
+    ),
+    "Qwen2.5-72B": (llama(80, 8192, 64, 8), 327_680, "327.680 KB (Insights into DeepSeek-V3, table 1)"),
+    "DeepSeek-V3": (
+        llama(61, 7168, 128, 128, kv_lora_rank=512, qk_rope_head_dim=64),
+        70_272,
+        "70.272 KB (Insights into DeepSeek-V3, table 1)",
+    ),
+    "Mistral-7B-v0.1": (
+        llama(32, 4096, 32, 8, sliding_window=4096),
+        131_072,
+        "8 KV heads of 128 in 32 layers, window 4096 (Mistral 7B, Jiang 2023, table 1)",
+    ),
+    "Mixtral-8x7B": (
+        llama(32, 4096, 32, 8, num_local_experts=8, sliding_window=None),
+        131_072,
+        "the attention of Mistral 7B (Mixtral of Experts, Jiang 2024, table 1)",
+    ),
+    "OPT-13B": (
+        llama(40, 5120, 40, 40),
+        819_200,
+        '"the KV cache of a single token demands 800 KB" (PagedAttention, Kwon 2023, section 3)',
+    ),
+    "Gemma-2-9B": (
+        llama(42, 3584, 16, 8, head_dim=256, sliding_window=4096, model_type="gemma2"),
+        344_064,
+        "8 KV heads of 256 in 42 layers, every second with a window of 4096 (Gemma 2, 2024, table 1)",
+    ),
+    "Gemma-3-27B": (
+        llama(62, 5376, 32, 16, head_dim=128, sliding_window=1024, sliding_window_pattern=6),
+        507_904,
+        "16 KV heads of 128 in 62 layers, five local to one global, window 1024 (Gemma 3, 2025, table 1)",
+    ),
+    "Jamba-v0.1": (
+        llama(32, 4096, 32, 8, attn_layer_period=8, mamba_expand=2, mamba_d_state=16, mamba_d_conv=4),
+        16_384,
+        "4 GB at 256K tokens (Jamba, Lieber 2024, table 1: 262,144 x 16,384 bytes)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_the_cache_of_a_token_is_what_was_published(name: str, tmp_path: Path) -> None:
+    config, published, _source = PUBLISHED[name]
+    facts = read_facts(write_checkpoint(tmp_path, config)).as_dict()
+
+    cost = kv_cost(facts)
+
+    assert cost is not None
+    assert cost.token_bytes == published
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "expected"),
+    [
+        # Every layer of Mistral keeps 4,096 tokens at most: half a GiB for ever.
+        ("Mistral-7B-v0.1", 100_000, 4096 * 131_072),
+        # Jamba: "4 GB" at 256K, and its Mamba layers' states.
+        ("Jamba-v0.1", 262_144, 4 * GIB + 28 * (8192 * 16 + 8192 * 3) * 2),
+        ("DeepSeek-V3", 131_072, 131_072 * 70_272),
+        # 21 layers grow, 21 stop at the window.
+        ("Gemma-2-9B", 8192, 21 * 8192 * 8192 + 21 * 8192 * 4096),
+        # 10 of 62 layers are global.
+        ("Gemma-3-27B", 131_072, 10 * 8192 * 131_072 + 52 * 8192 * 1024),
+    ],
+)
+def test_windows_and_states_bound_a_stream(name: str, tokens: int, expected: int, tmp_path: Path) -> None:
+    facts = read_facts(write_checkpoint(tmp_path, PUBLISHED[name][0])).as_dict()
+    cost = kv_cost(facts)
+
+    assert cost is not None
+    assert cost.stream_bytes(tokens) == expected
+
+
+def test_a_pure_state_model_has_no_cache(tmp_path: Path) -> None:
+    config = llama(64, 2560, 1, 1, model_type="mamba", intermediate_size=5120, state_size=16, conv_kernel=4)
+    cost = kv_cost(read_facts(write_checkpoint(tmp_path, config)).as_dict())
+
+    assert cost is not None
+    assert cost.token_bytes == 0
+    assert cost.stream_bytes(10) == cost.stream_bytes(10**6) == 64 * (5120 * 16 + 5120 * 3) * 2
+
+
+EIGHT_B = {
+    "parameters": 8_030_261_248,
+    "weight_bytes": 16_060_522_496,
+    "vocabulary": 128_256,
+    "hidden_size": 4096,
+    "layers": 32,
+    "kv_heads": 8,
+    "head_size": 128,
+    "context_length": 131_072,
+    "tied_embeddings": False,
+}
+
+
+def test_weights_by_dtype_and_quantization() -> None:
+    # "16 GB" in bf16, "8 GB" in FP8, "4 GB" in INT4 for 8B (Hugging Face, Llama 3.1 blog); embeddings stay bf16.
+    assert weight_bytes(EIGHT_B) == 16_060_522_496
+    assert weight_bytes(EIGHT_B, "float32") == 32_121_044_992
+    assert weight_bytes(EIGHT_B, quantization="fp8") == pytest.approx(9.15e9, rel=0.02)
+    assert weight_bytes(EIGHT_B, quantization="int4") == pytest.approx(6.0e9, rel=0.02)
+    tied = {**EIGHT_B, "tied_embeddings": True}
+    assert weight_bytes(tied, quantization="fp8") < weight_bytes(EIGHT_B, quantization="fp8")
+
+
+def test_tensor_parallel_shares_weights_and_states() -> None:
+    one = estimate(facts=EIGHT_B, kv_cache_bytes=GIB, device_kind="gpu")
+    four = estimate(facts=EIGHT_B, kv_cache_bytes=GIB, device_kind="gpu", tensor_parallel=4)
+
+    assert four.weights_bytes == -(-one.weights_bytes // 4)
+    assert four.overhead_bytes == one.overhead_bytes
+
+
+def test_what_if_says_parts_streams_and_where() -> None:
+    rooms = [DeviceRoom(1, "n/gpu:0", 24 * GIB, 0, True), DeviceRoom(2, "n/gpu:1", 80 * GIB, 70 * GIB, True)]
+
+    found = what_if(EIGHT_B, rooms, context_length=8192, streams=4, device_kind="gpu")
+    assert (found.token_bytes, found.stream_bytes, found.streams) == (131_072, GIB, 4)
+    assert (found.fits, found.device) == (True, "n/gpu:0")
+    assert sum(found.estimate.parts().values()) == found.estimate.total_bytes
+
+    more = what_if(EIGHT_B, rooms, streams=2, device_kind="gpu")
+    assert (more.fits, more.fits_when_empty) == (False, True)
+    assert len(more.reasons) == 2
+    assert what_if(EIGHT_B, rooms, streams=8, device_kind="gpu").fits_when_empty is False
+
+
+@given(
+    layers=st.integers(1, 200),
+    kv=st.integers(1, 64),
+    head=st.integers(1, 512),
+    window=st.none() | st.integers(1, 10_000),
+    tokens=st.integers(1, 10**6),
+)
+def test_a_stream_never_shrinks_and_a_window_never_costs_more(
+    layers: int, kv: int, head: int, window: int | None, tokens: int
+) -> None:
+    facts = {"layers": layers, "kv_heads": kv, "head_size": head}
+    plain, windowed = kv_cost(facts), kv_cost({**facts, "sliding_window": window})
+
+    assert plain is not None
+    assert windowed is not None
+    assert windowed.stream_bytes(tokens) <= plain.stream_bytes(tokens)
+    assert windowed.stream_bytes(tokens) <= windowed.stream_bytes(tokens + 1)
