@@ -33,19 +33,25 @@ class Placement:
 
 def place(needed_bytes: int, devices: Sequence[DeviceRoom]) -> Placement:
     """Choose the live device with most free memory that holds `needed_bytes`."""
-    reasons = []
-    fitting = []
+    best: DeviceRoom | None = None
+    most = needed_bytes - 1
     for device in devices:
-        if not device.alive:
-            reasons.append(f"{device.name}: its node is not running")
-        elif device.free_bytes < needed_bytes:
-            reasons.append(
-                f"{device.name}: needs {gib(needed_bytes)}, {gib(device.free_bytes)} free "
-                f"of a budget of {gib(device.budget_bytes)}"
-            )
-        else:
-            fitting.append(device)
-    if not fitting:
-        return Placement(None, tuple(reasons) or ("no node is running: start one with `manage.py node`",))
-    best = max(fitting, key=lambda device: (device.free_bytes, -device.id))
-    return Placement(best.id, tuple(reasons))
+        free = device.budget_bytes - device.reserved_bytes
+        if device.alive and (free > most or (best is not None and free == most and device.id < best.id)):
+            best, most = device, free
+    # Words cost more than the search: they are made for those that were refused only.
+    reasons = tuple(why for device in devices if (why := _refusal(device, needed_bytes)) is not None)
+    if best is None:
+        return Placement(None, reasons or ("no node is running: start one with `manage.py node`",))
+    return Placement(best.id, reasons)
+
+
+def _refusal(device: DeviceRoom, needed_bytes: int) -> str | None:
+    if not device.alive:
+        return f"{device.name}: its node is not running"
+    if device.budget_bytes - device.reserved_bytes < needed_bytes:
+        return (
+            f"{device.name}: needs {gib(needed_bytes)}, {gib(device.free_bytes)} free "
+            f"of a budget of {gib(device.budget_bytes)}"
+        )
+    return None

@@ -74,13 +74,14 @@ def environment(data: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def whole_platform(work: Path) -> Iterator[Platform]:
+def whole_platform(work: Path, **settings: str) -> Iterator[Platform]:
     """`manage.py up` with the model imported and not loaded; a second call in one run finds it imported."""
     port = free_port()
     data = work / "platform"
     data.mkdir(exist_ok=True)
     log = work / "platform.log"
-    with running([sys.executable, "manage.py", "up", "--no-demo"], log, environment(data, port)) as process:
+    env = environment(data, port) | settings
+    with running([sys.executable, "manage.py", "up", "--no-demo"], log, env) as process:
         wait_until(lambda: status_of(port, "/readyz") == 200, process, log)
         api_key = json.loads((data / "credentials.json").read_text())["api_key"]
         _import(port, api_key)

@@ -21,8 +21,10 @@ from tests.bench import (
     bench_gateway,
     bench_listing,
     bench_memory,
+    bench_placement,
     bench_start,
     bench_stream,
+    bench_swap,
     bench_worker,
     swap_sim,
 )
@@ -35,6 +37,8 @@ from tests.bench.setting import Setting
 BENCHES: dict[str, Callable[[Setting], None]] = {
     "stream": bench_stream.bench,
     "start": bench_start.bench,
+    "swap": bench_swap.bench,
+    "placement": bench_placement.bench,
     "gateway": bench_gateway.bench,
     "memory": bench_memory.bench,
     "fetch": bench_fetch.bench,
