@@ -34,13 +34,22 @@ class Chunks:
         "_offsets",
         "_opened",
         "_prefixes",
+        "_status",
         "_suffix",
         "_usage_null",
     )
 
     def __init__(
-        self, plan: Plan, answer_id: str, created: int, *, before: bytes = b"data: ", after: bytes = b"\n\n"
+        self,
+        plan: Plan,
+        answer_id: str,
+        created: int,
+        *,
+        before: bytes = b"data: ",
+        after: bytes = b"\n\n",
+        status: bytes = b"event: status\ndata: ",
     ) -> None:
+        self._status = status
         self._chat = plan.endpoint == "chat.completions"
         kind = b"chat.completion.chunk" if self._chat else b"text_completion"
         self._before = before
@@ -96,6 +105,10 @@ class Chunks:
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk with no choices and the usage."""
         return self._before + self._head + b'"choices":[],"usage":' + encode(usage) + b"}" + self._after
+
+    def status(self, told: dict[str, Any]) -> bytes:
+        """What the request waits for: no chunk of the answer, so an event of its own name."""
+        return self._status + encode(told) + self._after
 
     def _opening_of(self, index: int) -> bytes:
         if self._chat:

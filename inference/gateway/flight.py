@@ -17,7 +17,7 @@ from routing.core.table import DeploymentEntry
 Event = list[Any]
 
 # Kinds that only the gateway makes, beside those of inference.protocol.
-RESTARTED, FAILED, IDLE, GONE = 100, 101, 102, 103
+RESTARTED, FAILED, IDLE, GONE, STATUS = 100, 101, 102, 103, 104
 
 # A request that is not heard of for this long is asked about.
 SILENCE_S = 1.0
@@ -57,8 +57,10 @@ class Flight:
         "replica",
         "request",
         "sent_at",
+        "status_at",
         "tokens",
         "unknown_to",
+        "wants_status",
     )
 
     def __init__(
@@ -79,6 +81,8 @@ class Flight:
         self.begun_at = self.heard_at = self.sent_at = now
         self.first_token_at: float | None = None
         self.idle_after_s: float | None = None
+        self.wants_status = False  # the client asked to be told what it waits for
+        self.status_at = 0.0
         self.attempt = 0
         self.job_id = ""
         self.pending: list[Event] = []

@@ -39,6 +39,7 @@ METHODS = {
 }
 SSE_DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+STATUS_HEADER = b"x-mmserve-status"
 
 
 class HotPath:
@@ -145,6 +146,11 @@ class Exchange:
         try:
             generation = await generator.open(plan, grant)
             self._flight = generation.flight
+            if plan.stream:
+                # While it is held for a model that sleeps, the client sees comments, and events if it asked.
+                generation.flight.idle_after_s = self.runtime.config.keep_alive_s
+                wants = header(self._scope["headers"], STATUS_HEADER) or b""
+                generation.flight.wants_status = wants.strip().lower() == b"events"
             self._served_id = generation.decision.served_id
             if self._gone:
                 raise ClientGone
@@ -181,7 +187,6 @@ class Exchange:
                         headers = self._headers_of(generation, b"text/event-stream; charset=utf-8")
                         headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
                         await self._start(200, headers)
-                        flight.idle_after_s = self.runtime.config.keep_alive_s
                     elif not found:
                         body = KEEP_ALIVE
                     # An empty body sends the headers: an engine has the prompt.

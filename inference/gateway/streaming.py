@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from inference.gateway.answer import Answer
 from inference.gateway.chunks import Chunks, usage_of
-from inference.gateway.flight import FAILED, GONE, IDLE, RESTARTED
+from inference.gateway.flight import FAILED, GONE, IDLE, RESTARTED, STATUS
 from inference.gateway.generation import Generation
 from inference.protocol import ACCEPTED, DELTA, DONE
 
@@ -31,6 +31,8 @@ async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[li
                     found += chunks.opening(plan.choices)
                     flight.delivered = True
                 found += chunks.delta(event)
+            elif kind == STATUS:
+                found.append(chunks.status(event[3]))
             elif kind in (ACCEPTED, IDLE):
                 found += chunks.opening(plan.choices)
                 heard = True

@@ -50,6 +50,7 @@ class RequestFrame(msgspec.Struct, tag_field="type", tag="request", forbid_unkno
     id: Id
     endpoint: Literal["completions", "chat.completions"]
     body: msgspec.Raw
+    status: bool = False  # of a stream: say each second what it waits for
 
 
 class CancelFrame(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):
@@ -198,6 +199,7 @@ class Socket:
         try:
             generation = await generator.open(plan, grant)
             running.flight = generation.flight
+            generation.flight.wants_status = frame.status and plan.stream
             if running.cancelled:
                 raise ClientGone
             if plan.stream:
@@ -227,6 +229,7 @@ class Socket:
             int(time.time()),
             before=b'{"type":"chunk","id":' + encode(frame.id) + b',"data":',
             after=b"}",
+            status=b'{"type":"status","id":' + encode(frame.id) + b',"data":',
         )
         async with contextlib.aclosing(chunks_of(generation, chunks)) as found:
             async for some in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -138,13 +139,40 @@ async def test_a_model_that_is_not_loaded_says_what_would_load_it(open_gateway):
 async def test_a_request_is_held_while_its_model_is_being_loaded(open_gateway):
     async with open_gateway() as gateway, engine(gateway, "x") as loading:
         loading.state, loading.stage = "loading", "weights"
+        loading.pulling.clear()
         asked = asyncio.create_task(gateway.client.post("/v1/completions", COMPLETION))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2)
         assert not asked.done()
         loading.state = "ready"
+        loading.pulling.set()
         response = await asked
     assert response.status == 200
     assert response.json()["choices"][0]["text"] == "x"
+
+
+async def test_a_held_stream_tells_its_status_to_who_asked(open_gateway):
+    for headers, told in (({"x-mmserve-status": "events"}, True), ({}, False)):
+        async with open_gateway() as gateway, engine(gateway, "x") as loading:
+            loading.state, loading.stage = "loading", "weights"
+            loading.pulling.clear()
+            asked = asyncio.create_task(
+                gateway.client.post("/v1/completions", {**COMPLETION, "stream": True}, headers=headers)
+            )
+            await asyncio.sleep(3)
+            loading.state = "ready"
+            loading.pulling.set()
+            response = await asked
+        text = response.body.decode()
+        assert ("event: status" in text) is told
+        if told:
+            line = next(line for line in text.splitlines() if line.startswith("data: ") and "stage" in line)
+            status = json.loads(line.removeprefix("data: "))
+            assert set(status) == {"status", "stage", "waited_s", "eta_s"}
+            assert (status["status"], status["stage"]) in {
+                ("loading", "weights"),
+                ("asleep", "waiting for memory or a node"),
+            }
+        assert text.endswith("data: [DONE]\n\n")
 
 
 async def test_a_held_request_wakes_the_controller(open_gateway, redis_url):
