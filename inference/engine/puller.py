@@ -19,6 +19,8 @@ from inference.protocol import bell_key
 MAX_JOBS_A_PULL = 128
 # A stock RQ enqueue does not ring the bell, so the queues are looked at this often anyway.
 BELL_TIMEOUT_S = 1.0
+# A job that has waited for so long goes before those of higher classes, now and then.
+AGED_AFTER_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Puller:
             now,
             rqkeys.EXECUTION_TTL_S,
             uuid.uuid4().hex[:24],
+            rqkeys.stamp(now - AGED_AFTER_S),
         ]
         left, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
         for job in jobs:

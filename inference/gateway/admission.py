@@ -103,6 +103,7 @@ class Admission:
                 grant.max_concurrency or 0,
                 deployment.limits.queue_bound,
                 replaces,
+                grant.id,
                 *fields,
             ],
         )

@@ -1,6 +1,9 @@
 -- Move waiting jobs to started, in the order of the queues, all in one step: none is lost between.
+-- Strict by class, but for aging: where the first job of a lower class has waited since before ARGV[7], it goes
+-- before the others, one in every fourth pull. So low is slow, and never starved.
 -- KEYS: the queues' lists, then the bell, then the worker's hash and the set of its executions
--- ARGV: most jobs, worker name, now (ISO), now (unix), execution ttl (s), execution id prefix, queue names...
+-- ARGV: most jobs, worker name, now (ISO), now (unix), execution ttl (s), execution id prefix, aged before (ISO),
+--       queue names...
 -- Returns {waiting jobs left, {job id, queue name, execution id, data, enqueued_at}, ...}
 local most, worker, stamp, now = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
 local ttl, prefix = tonumber(ARGV[5]), ARGV[6]
@@ -8,11 +11,18 @@ local queues = #KEYS - 3
 local bell, worker_key, executions_key = KEYS[queues + 1], KEYS[queues + 2], KEYS[queues + 3]
 local found, left = {0}, 0
 
-for index = 1, queues do
-  local list, name = KEYS[index], ARGV[6 + index]
-  while #found <= most do
+local function take(index, upto)
+  local list, name = KEYS[index], ARGV[7 + index]
+  local fair = 'mmserve:fair:' .. list
+  while #found <= upto do
     local id = redis.call('LPOP', list)
     if not id then break end
+    local tag = redis.call('HGET', fair, 'j:' .. id)
+    if tag then
+      -- Virtual time is the tag of what is served.
+      redis.call('HSET', fair, 'v', tag)
+      redis.call('HDEL', fair, 'j:' .. id)
+    end
     local key = 'rq:job:' .. id
     local job = redis.call('HMGET', key, 'data', 'enqueued_at', 'status')
     if job[1] and job[3] ~= 'canceled' then
@@ -30,7 +40,21 @@ for index = 1, queues do
       found[#found + 1] = {id, name, execution, job[1], job[2] or ''}
     end
   end
-  left = left + redis.call('LLEN', list)
+end
+
+-- A quarter of the pulls: the higher classes keep most of the engine.
+local turns = 'mmserve:pulls:' .. bell
+if redis.call('INCR', turns) % 4 == 0 then
+  for index = queues, 2, -1 do
+    local head = redis.call('LINDEX', KEYS[index], 0)
+    local since = head and redis.call('HGET', 'rq:job:' .. head, 'enqueued_at')
+    if since and since < ARGV[7] and #found <= most then take(index, #found) end
+  end
+end
+redis.call('EXPIRE', turns, 3600)
+for index = 1, queues do
+  take(index, most)
+  left = left + redis.call('LLEN', KEYS[index])
 end
 
 if #found > 1 then

@@ -4,11 +4,14 @@
 --       of the deployment
 -- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
 --       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
---       10.. fields of the job's hash
+--       10 whose turn counts: the access key's id   11.. fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting}; a verdict is
 -- "ok", "requests", "tokens", "concurrency" or "queue".
 -- A bucket holds at most one minute's worth, and fills evenly (a token bucket by Redis' own clock). A job that takes
 -- another's place was admitted before: only its queue entry is written.
+-- Fair between keys (start-time fair queueing, Goyal 1996): a job's tag is one more than its key's last one, or than
+-- the queue's virtual time if that is later, and the list is kept in the order of tags. A key with a thousand jobs
+-- waiting does not stop one with a single job.
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
@@ -70,8 +73,43 @@ else
   redis.call('DEL', 'rq:job:' .. replaces)
 end
 
-redis.call('HSET', KEYS[3], unpack(ARGV, 10))
+redis.call('HSET', KEYS[3], unpack(ARGV, 11))
 redis.call('SADD', KEYS[5], KEYS[4])
-redis.call('RPUSH', KEYS[4], ARGV[1])
+
+local fair = 'mmserve:fair:' .. KEYS[4]
+local length = redis.call('LLEN', KEYS[4])
+if length == 0 then
+  -- Nobody waits: nothing to be fair about.
+  redis.call('DEL', fair)
+  redis.call('HSET', fair, 'k:' .. ARGV[10], 1, 'j:' .. ARGV[1], 1)
+  redis.call('RPUSH', KEYS[4], ARGV[1])
+else
+  local known = redis.call('HMGET', fair, 'v', 'k:' .. ARGV[10])
+  local tag = math.max(tonumber(known[1]) or 0, tonumber(known[2]) or 0) + 1
+  -- One whose place this takes has waited already.
+  if replaces ~= '' then tag = tonumber(known[1]) or 0 end
+  redis.call('HSET', fair, 'k:' .. ARGV[10], tag, 'j:' .. ARGV[1], tag)
+  -- From the tail: most jobs belong there.
+  local pivot, stop = nil, length - 1
+  while stop >= 0 and not pivot do
+    local start = math.max(0, stop - 63)
+    local ids = redis.call('LRANGE', KEYS[4], start, stop)
+    local fields = {}
+    for i = 1, #ids do fields[i] = 'j:' .. ids[i] end
+    local tags = redis.call('HMGET', fair, unpack(fields))
+    for i = #ids, 1, -1 do
+      if (tonumber(tags[i]) or 0) <= tag then pivot = ids[i] break end
+    end
+    stop = start - 1
+  end
+  if not pivot then
+    redis.call('LPUSH', KEYS[4], ARGV[1])
+  elseif redis.call('LINDEX', KEYS[4], -1) == pivot then
+    redis.call('RPUSH', KEYS[4], ARGV[1])
+  else
+    redis.call('LINSERT', KEYS[4], 'AFTER', pivot, ARGV[1])
+  end
+end
+redis.call('PEXPIRE', fair, 3600000)
 if redis.call('EXISTS', KEYS[6]) == 0 then redis.call('RPUSH', KEYS[6], '1') end
 return answer('ok', 0)

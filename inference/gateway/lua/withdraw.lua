@@ -5,6 +5,7 @@
 
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('DEL', KEYS[2])
+  redis.call('HDEL', 'mmserve:fair:' .. KEYS[1], 'j:' .. ARGV[1])
   return 1
 end
 return 0

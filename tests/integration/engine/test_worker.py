@@ -295,7 +295,8 @@ async def test_a_pull_whose_reply_was_lost_is_taken_over(worker: StartWorker, ga
     )
     connection.lrem("rq:queue:stub.normal", 0, "lost")
     keys = ["rq:queue:elsewhere", bell_key("x"), rqkeys.worker_key(name), rqkeys.worker_executions_key(name)]
-    args = [1, name, rqkeys.stamp(time.time()), time.time(), 90, "f" * 24, "stub.normal"]
+    aged = rqkeys.stamp(0.0)
+    args = [1, name, rqkeys.stamp(time.time()), time.time(), 90, "f" * 24, aged, "stub.normal"]
     assert len(connection.register_script(scripts.source("pull"))(keys=keys, args=args)) in (1, 2)
     for client in connection.client_list():
         if client["cmd"] == "blpop":
