@@ -146,6 +146,7 @@ def test_after_a_reboot_only_files_that_were_synced_are_trusted(
 ) -> None:
     first, whole = Remote(content), Remote(b"whole", "a")
     first.before = lambda start, end: (_ for _ in ()).throw(InvalidRequest("gone")) if start >= 5000 else None
+    fetch(tmp_path, whole)
     with pytest.raises(InvalidRequest):
         fetch(tmp_path, whole, first, threads=1)
 
