@@ -7,6 +7,7 @@ import re
 
 from rest_framework import serializers
 
+from registry.actions.models import FIELDS
 from registry.actions.versions import EDITABLE, PRICES
 from registry.models import Alias, Event, Model, ModelVersion, VersionFile, check_label, check_model_name
 from registry.rest import QuerySerializer, StrictSerializer, reason_field
@@ -38,15 +39,7 @@ class ModelSerializer(StrictSerializer, serializers.ModelSerializer):
             "id",
             "name",
             "slug",
-            "display_name",
-            "description",
-            "owner",
-            "team",
-            "licence",
-            "tags",
-            "links",
-            "allow_pickle",
-            "trust_remote_code",
+            *FIELDS,
             "deletion_asked_by",
             "created_at",
             "reason",

@@ -13,19 +13,18 @@ from registry.models import Model
 from registry.revision import bump
 from registry.saving import save_checked
 
-EDITABLE = frozenset(
-    {
-        "display_name",
-        "description",
-        "owner",
-        "team",
-        "licence",
-        "tags",
-        "links",
-        "allow_pickle",
-        "trust_remote_code",
-    }
+FIELDS = (
+    "display_name",
+    "description",
+    "owner",
+    "team",
+    "licence",
+    "tags",
+    "links",
+    "allow_pickle",
+    "trust_remote_code",
 )
+EDITABLE = frozenset(FIELDS)
 
 
 @transaction.atomic

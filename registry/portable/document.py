@@ -9,6 +9,8 @@ import msgspec
 import yaml
 
 from mmserve.errors import InvalidRequest
+from registry.actions.models import FIELDS as MODEL_FIELDS
+from registry.actions.versions import PRICES as PRICE_FIELDS
 from registry.models import Model, ModelVersion, VersionState
 
 FORMAT = 1
@@ -67,18 +69,6 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
     models: list[PortableModel]
 
 
-MODEL_FIELDS = (
-    "display_name",
-    "description",
-    "owner",
-    "team",
-    "licence",
-    "tags",
-    "links",
-    "allow_pickle",
-    "trust_remote_code",
-)
-PRICE_FIELDS = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 VERSION_FIELDS = ("description", "capabilities", "tags", "engine_options", *PRICE_FIELDS)
 
 

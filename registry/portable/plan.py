@@ -9,10 +9,10 @@ from django.db import transaction
 
 from mmserve.errors import Conflict
 from registry import actions
+from registry.actions.models import FIELDS as MODEL_FIELDS
+from registry.actions.versions import PRICES as PRICE_FIELDS
 from registry.models import PUBLISHED, Alias, Model, ModelVersion, VersionFile, VersionState
 from registry.portable.document import (
-    MODEL_FIELDS,
-    PRICE_FIELDS,
     Document,
     PortableModel,
     PortableVersion,
