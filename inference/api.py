@@ -23,7 +23,15 @@ from registry.actions import delete_alias, delete_model, delete_version
 from registry.lookup import find, find_version
 from registry.models import Alias, Model, ModelVersion
 from registry.pagination import NewestFirst
-from registry.rest import QuerySerializer, ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
+from registry.rest import (
+    MAX_QUERY_REASON_CHARS,
+    QuerySerializer,
+    ReasonSerializer,
+    StrictSerializer,
+    actor_of,
+    checked,
+    reason_field,
+)
 
 MAX_REPLICAS = 64
 
@@ -74,14 +82,14 @@ class DeleteSerializer(QuerySerializer):
     """The query of DELETE."""
 
     drain = serializers.BooleanField(required=False, default=False)
-    reason = reason_field()
+    reason = reason_field(MAX_QUERY_REASON_CHARS)
 
 
 class LoadSerializer(StrictSerializer):
     """The body of load."""
 
     replicas = serializers.IntegerField(min_value=1, max_value=MAX_REPLICAS, required=False, default=1)
-    reason = reason_field()
+    reason = reason_field(MAX_QUERY_REASON_CHARS)
 
 
 def object_of(model_id: str) -> dict[str, Any]:

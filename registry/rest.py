@@ -8,6 +8,8 @@ from rest_framework import serializers
 from rest_framework.request import Request
 
 MAX_REASON_CHARS = 2000
+# Escaped, a character of a query is up to 12 bytes, and a URL has 16 KiB.
+MAX_QUERY_REASON_CHARS = 500
 
 
 def actor_of(request: Request) -> str:
@@ -16,10 +18,10 @@ def actor_of(request: Request) -> str:
     return f"key:{name}" if name else f"user:{request.user}"
 
 
-def reason_field() -> serializers.CharField:
-    """``reason`` in a body: why, for the event."""
+def reason_field(most: int = MAX_REASON_CHARS) -> serializers.CharField:
+    """``reason`` in a body (or, shorter, in a query): why, for the event."""
     return serializers.CharField(
-        write_only=True, required=False, default="", allow_blank=True, max_length=MAX_REASON_CHARS
+        write_only=True, required=False, default="", allow_blank=True, max_length=most
     )
 
 

@@ -48,6 +48,7 @@ class VllmEngine:
         self._tokenizer.encode("")  # switches off truncation that a tokenizer.json may bring; see lean.py
         self.context_length: int = config.model_config.max_model_len
         self.max_streams = options.max_streams
+        self._in_process = options.in_process
         vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
         self._preparation = Preparation(config, self._tokenizer, vocabulary=vocabulary)
         self._kv_tokens = max(1, (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size)
@@ -129,7 +130,9 @@ class VllmEngine:
         return min(1.0, sum(self._kv_in_use.values()) / self._kv_tokens)
 
     def close(self) -> None:
-        self._engine.engine_core.shutdown()
+        # In process, vLLM would take a second to free what the end of the process frees at once.
+        if not self._in_process:
+            self._engine.engine_core.shutdown()
 
     def _output(self, job_id: str, tails: list[EventTail]) -> Output:
         answer = self._answers[job_id]

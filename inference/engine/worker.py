@@ -117,6 +117,7 @@ class EngineWorker(rq.Worker):
             # The jobs stay started: the node releases them, the gateways send them elsewhere.
             logger.exception("replica %s: the engine is dead", self._replica)
             raise
+        logger.info("replica %s is drained", self._replica)
         self._record = {}
         self._courier.close()
         self.register_death()  # type: ignore[no-untyped-call]

@@ -179,6 +179,15 @@ def bad_request(channel: HTTPChannel) -> None:
     channel.loseConnection()
 
 
+def line_too_long(channel: HTTPChannel, line: bytes) -> None:
+    """A request line or header beyond Twisted's bound: it would hang up without a word."""
+    error = InvalidRequest(
+        f"The URL or a header is longer than {channel.MAX_LENGTH} bytes.", code="uri_too_long"
+    )
+    channel.transport.write(raw_response(b"414 URI Too Long", error))
+    channel.loseConnection()
+
+
 def raw_response(status: bytes, error: MmserveError) -> bytes:
     """A whole HTTP response, for where daphne has no request to answer yet."""
     body = encode(error.envelope())
@@ -203,4 +212,5 @@ def install(runtime: GatewayRuntime) -> None:
     daphne.server.Server.kill_all_applications = kill_all_applications
     daphne.server.HTTPFactory = BoundedFactory
     daphne.server.WebSocketFactory.protocol = BoundedSocket
+    HTTPChannel.lineLengthExceeded = line_too_long
     HTTPChannel._respondToBadRequestAndDisconnect = bad_request

@@ -34,6 +34,8 @@ def bench(setting: Setting) -> None:
             target = targets[number % 2]
             started, wall = time.perf_counter(), time.time()
             took.append(first_token_at(target, platform.process) - started)
+            # The rows are written a moment after the first token.
+            time.sleep(1.0)
             stages.append(_stages(setting.work / "platform", target.model, wall, took[-1]))
             say(
                 f"  swap {number + 1}: {took[-1]:.2f} s, "

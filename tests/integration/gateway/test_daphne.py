@@ -124,6 +124,12 @@ async def test_a_model_id_with_a_slash_may_be_escaped_in_the_path(daphne, layer,
             assert b'"text":"yes"' in answer
 
 
+async def test_a_url_that_is_too_long_is_answered(daphne):
+    answer = await exchange(daphne, post("/v1/completions?x=" + "y" * 20_000, b"{}"))
+    assert answer.startswith(b"HTTP/1.1 414 ")
+    assert envelope(answer)["code"] == "uri_too_long"
+
+
 async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(daphne):
     answer = await exchange(
         daphne, post("/v1/completions", b"", "X: y").replace(b"Length: 0", b"Length: 99999999")
