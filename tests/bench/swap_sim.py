@@ -24,6 +24,8 @@ TICK_S = 0.5
 MAX_WAIT_S = 30.0
 MIN_RESIDENCY_S = 10.0
 HOUR_S = 3600.0
+# The policy's constants were chosen on seeds 1 to 10: it is judged on others.
+HELD_OUT = tuple(range(101, 121))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,7 @@ TRACES: dict[str, tuple[Callable[[int, int, float, float], list[Arrival]], Seque
 }
 
 
-def simulate(hours: float = 2.0, seeds: Sequence[int] = tuple(range(1, 11))) -> dict[str, dict[str, Result]]:
+def simulate(hours: float = 2.0, seeds: Sequence[int] = HELD_OUT) -> dict[str, dict[str, Result]]:
     """Every policy on every trace; the seeds' results together."""
     found: dict[str, dict[str, Result]] = {}
     for name, (make, sizes, capacity, per_s) in TRACES.items():
