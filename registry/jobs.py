@@ -6,7 +6,7 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from registry.gguf_import import convert
 from registry.manifest import ManifestEntry, read_manifest
 from registry.models import PUBLISHED, ModelVersion, VersionFile, VersionState
 from registry.progress import Progress
-from registry.report import Report
+from registry.report import Report, quiet
 from registry.revision import bump
 from registry.sources import Wanted, source_for
 from registry.stamp import Damage, damage, write_stamp
@@ -85,7 +85,7 @@ def _damage(version: ModelVersion, manifest: list[ManifestEntry]) -> list[Damage
         for entry in manifest:
             try:
                 remotes = remote_files(store.storage(), version.path, [entry])
-                Fetcher(work, _silent).fetch(remotes)
+                Fetcher(work, quiet).fetch(remotes)
             except (InvalidRequest, NotFound) as error:
                 found.append(Damage(entry.path, error.message))
             (work / entry.path).unlink(missing_ok=True)
@@ -106,7 +106,8 @@ def repair_version(version_id: int) -> list[str]:
     found = damage(store.location(version.path), manifest, full=True)
     if found:
         work = store.workspace(f"repair-{version.pk}")
-        files = _files(version, work, Wanted(), _silent, lambda stage: None)[0]
+        # By the manifest afterwards: the source of a converted version has other files.
+        files = _files(version, work, _wanted(version), quiet, lambda stage: None)[0]
         wrong = damage(files, manifest, full=True)
         if wrong:
             raise Conflict(f"{version.served_id}: from its source {wrong[0].path} {wrong[0].words}.")
@@ -125,12 +126,7 @@ def repair_version(version_id: int) -> list[str]:
 def _import(version: ModelVersion) -> None:
     progress = Progress(version.pk, version.attempt)
     work = store.workspace(f"import-{version.pk}")
-    expected = {entry.path: entry for entry in cache.manifest_of(version)}
-    wanted = Wanted(
-        allow_pickle=version.model.allow_pickle,
-        trust_remote_code=version.model.trust_remote_code,
-        sha256={path: entry.sha256 for path, entry in expected.items()},
-    )
+    wanted = _wanted(version, {entry.path: entry.sha256 for entry in cache.manifest_of(version)})
     files, known = _files(version, work, wanted, progress.report, progress.enter)
     progress.enter("hash")
     facts = read_facts(files)
@@ -141,6 +137,13 @@ def _import(version: ModelVersion) -> None:
     store.publish(files, path, progress.report)
     _finish(version, path, facts, manifest)
     store.clear_workspace(work.name)
+
+
+def _wanted(version: ModelVersion, sha256: Mapping[str, str] | None = None) -> Wanted:
+    model = version.model
+    return Wanted(
+        allow_pickle=model.allow_pickle, trust_remote_code=model.trust_remote_code, sha256=sha256 or {}
+    )
 
 
 def _files(
@@ -202,10 +205,6 @@ def _fail(version: ModelVersion, reason: str) -> None:
 
 def _version(version_id: int) -> ModelVersion | None:
     return ModelVersion.objects.select_related("model").filter(pk=version_id).first()
-
-
-def _silent(done_bytes: int, total_bytes: int | None, files: object = (), /) -> None:
-    """No row shows how far a repair is."""
 
 
 @contextmanager

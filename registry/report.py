@@ -20,3 +20,7 @@ class Report(Protocol):
     def __call__(
         self, done_bytes: int, total_bytes: int | None, files: Sequence[FileProgress] = (), /
     ) -> None: ...
+
+
+def quiet(done_bytes: int, total_bytes: int | None, files: Sequence[FileProgress] = (), /) -> None:
+    """For work whose progress nobody looks at."""

@@ -111,6 +111,25 @@ def test_a_repair_brings_back_what_the_manifest_says(version: ModelVersion) -> N
     assert file.is_file()
 
 
+def test_a_repair_takes_what_the_operator_trusts_the_model_with(
+    model: Model, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in checkpoint.glob("*.safetensors"):
+        shard.unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"pickle")
+    (checkpoint / "modeling.py").write_text("pass")
+    actions.update_model(model, actor="tests", allow_pickle=True, trust_remote_code=True)
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+    row = actions.register_version(model, "1", checkpoint.as_uri(), actor="tests")
+    actions.import_version(row, actor="tests")
+    jobs.import_version(row.pk)
+    row.refresh_from_db()
+    (store.location(row.path) / "modeling.py").write_text("rotten")
+
+    assert jobs.verify_version(row.pk, True) == ["modeling.py"]
+    cache.hold(row)
+
+
 def test_a_repair_from_a_source_that_changed_is_refused_and_leaves_what_is_there(
     version: ModelVersion, checkpoint: Path
 ) -> None:
