@@ -13,15 +13,14 @@ from rest_framework.views import APIView
 
 from inference import actions
 from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
-from inference.deletion import drain_and_delete
+from inference.deletion import delete
 from inference.listing import listing
 from inference.model_objects import model_objects, version_object
 from inference.models import Deployment
 from inference.plan import plan_of
 from inference.status import STATUSES
-from registry.actions import delete_alias, delete_model, delete_version
 from registry.lookup import find, find_version
-from registry.models import Alias, Model, ModelVersion
+from registry.models import Alias, Model
 from registry.pagination import NewestFirst
 from registry.rest import (
     MAX_QUERY_REASON_CHARS,
@@ -131,21 +130,10 @@ class OneModel(APIView):
 
         With ``drain`` it is unloaded first: 202 and ``"deleted": false`` until its engines have finished.
         """
-        found, who = find(model_id), actor_of(request)
-        asked = checked(DeleteSerializer, request)
-        reason = asked["reason"]
-        if asked["drain"] and not isinstance(found, Alias):
-            deleted = drain_and_delete(found, actor=who, reason=reason)
-            answer = {"id": model_id, "object": "model", "deleted": deleted}
-            return Response(answer, status=status.HTTP_200_OK if deleted else status.HTTP_202_ACCEPTED)
-        match found:
-            case Model():
-                delete_model(found, actor=who, reason=reason)
-            case ModelVersion():
-                delete_version(found, actor=who, reason=reason)
-            case Alias():
-                delete_alias(found, actor=who, reason=reason)
-        return Response({"id": model_id, "object": "model", "deleted": True})
+        found = find(model_id)
+        deleted = delete(found, actor=actor_of(request), **checked(DeleteSerializer, request))
+        answer = {"id": model_id, "object": "model", "deleted": deleted}
+        return Response(answer, status=status.HTTP_200_OK if deleted else status.HTTP_202_ACCEPTED)
 
 
 class PlanQuery(QuerySerializer):

@@ -12,11 +12,22 @@ from django.db import transaction
 from inference.actions import unload
 from inference.models import ALIVE, Deployment, Replica
 from mmserve.errors import Conflict
-from registry.actions import delete_model, delete_version
-from registry.models import Model, ModelVersion
+from registry.actions import delete_alias, delete_model, delete_version
+from registry.models import Alias, Model, ModelVersion
 from registry.revision import bump
 
 log = logging.getLogger(__name__)
+
+
+def delete(row: Model | ModelVersion | Alias, *, actor: str, reason: str = "", drain: bool = False) -> bool:
+    """Delete what an id names; False: it is drained first, and goes when its engines have finished."""
+    if isinstance(row, Alias):
+        delete_alias(row, actor=actor, reason=reason)
+        return True
+    if drain:
+        return drain_and_delete(row, actor=actor, reason=reason)
+    _delete(row, actor=actor, reason=reason)
+    return True
 
 
 @transaction.atomic

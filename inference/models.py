@@ -123,6 +123,10 @@ class Device(models.Model):
         return f"{self.node.name}/{self.name}"
 
 
+# Of a deployment: seconds that its loads took, on the average; None before the first.
+USUAL_LOAD_S = models.Avg("replica_set__load_seconds")
+
+
 class ReplicaState(models.TextChoices):
     """The life of a replica."""
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from django.db import transaction
-from django.db.models import Avg, Q
 
-from inference.models import Deployment
+from inference.models import USUAL_LOAD_S, Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
@@ -23,9 +22,7 @@ def routing_table() -> RoutingTable:
         if alias.is_default:
             defaults[alias.model_id] = served_id
     versions = ModelVersion.objects.exclude(state=VersionState.ARCHIVED).select_related("model")
-    deployments = Deployment.objects.select_related("version__model").annotate(
-        usual_load_s=Avg("replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False))
-    )
+    deployments = Deployment.objects.select_related("version__model").annotate(usual_load_s=USUAL_LOAD_S)
     return RoutingTable.build(
         revision=revision,
         models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from django.db.models import Avg, Q
+from django.db.models import Q
 from django.utils import timezone
 
 from inference.beats import read_beats
-from inference.models import ALIVE, Deployment, Replica, ReplicaState
+from inference.models import ALIVE, USUAL_LOAD_S, Deployment, Replica, ReplicaState
 from registry.models import ModelVersion, VersionState
 
 UNLOADED, FETCHING, LOADING, READY, DRAINING, FAILED = (
@@ -63,10 +63,7 @@ def status_of_files(version: ModelVersion) -> Status:
 
 def _statuses(rows: list[ModelVersion], which: Q) -> dict[int, Status]:
     deployments = {
-        row.version_id: row
-        for row in Deployment.objects.filter(which).annotate(
-            usual_load_s=Avg("replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False))
-        )
+        row.version_id: row for row in Deployment.objects.filter(which).annotate(usual_load_s=USUAL_LOAD_S)
     }
     replicas: dict[int, list[Replica]] = defaultdict(list)
     for replica in Replica.objects.filter(WANTED, deployment__in=[row.pk for row in deployments.values()]):

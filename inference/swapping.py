@@ -6,10 +6,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis
-from django.db.models import Avg, Q
 from django.utils import timezone
 
 from inference.beats import read_beats
@@ -17,7 +16,7 @@ from inference.capacity.placement import DeviceRoom, place
 from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
 from inference.memory import device_rooms, estimate_for
-from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
+from inference.models import ALIVE, PRIORITY_CLASSES, USUAL_LOAD_S, Deployment, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import PRIORITIES, queue_name
 
@@ -37,35 +36,31 @@ class Use:
 
 
 class Swapper:
-    """Called at every pass of the controller. ``clock`` is monotonic."""
+    """Called at every pass of the controller."""
 
     def __init__(self) -> None:
         self._uses: dict[int, Use] = {}
 
-    def step(self) -> list[Deployment]:
-        """Observe, put to sleep, wake; returns the deployments that may be started now."""
+    def step(self) -> None:
+        """Observe, put to sleep, wake; the controller then starts and stops by the rows."""
         now = time.monotonic()
         deployments = list(
             Deployment.objects.filter(replicas__gt=0, failure="")
             .select_related("version__model")
-            .annotate(
-                usual_load_s=Avg(
-                    "replica_set__load_seconds", filter=Q(replica_set__load_seconds__isnull=False)
-                )
-            )
+            .annotate(usual_load_s=USUAL_LOAD_S)
         )
         self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
         replicas: dict[int, list[Replica]] = defaultdict(list)
         for replica in Replica.objects.filter(state__in=ALIVE, deployment__in=deployments):
             replicas[replica.deployment_id].append(replica)
-        waiting = self._observe(deployments, replicas, now)
+        self._observe(deployments, replicas, now)
         self._sleep_idle(deployments, replicas, now)
-        return self._make_room(deployments, replicas, waiting, now)
+        self._make_room(deployments, replicas, now)
 
     def _observe(
         self, deployments: Sequence[Deployment], replicas: dict[int, list[Replica]], now: float
-    ) -> dict[int, int]:
-        """Jobs that wait, by deployment; notes who is busy and since when somebody asks."""
+    ) -> None:
+        """Notes who is busy and since when somebody asks."""
         waiting = waiting_jobs(deployments)
         ready = [str(row.pk) for rows in replicas.values() for row in rows if row.state == ReplicaState.READY]
         beats = read_beats(ready)
@@ -78,7 +73,6 @@ class Swapper:
                 use.used_at = now
             asked = (waiting[row.pk] > 0 or row.wanted_at is not None) and not _is_up(replicas[row.pk])
             use.asked_at = (use.asked_at or now) if asked else None
-        return waiting
 
     def _sleep_idle(
         self, deployments: Sequence[Deployment], replicas: dict[int, list[Replica]], now: float
@@ -99,9 +93,8 @@ class Swapper:
         self,
         deployments: Sequence[Deployment],
         replicas: dict[int, list[Replica]],
-        waiting: dict[int, int],
         now: float,
-    ) -> list[Deployment]:
+    ) -> None:
         """For each that is asked for, the most important and longest waiting first."""
         asking = [
             row for row in deployments if self._uses[row.pk].asked_at is not None and not replicas[row.pk]
@@ -114,19 +107,16 @@ class Swapper:
             for replica in rows:
                 if replica.stop_requested or replica.state == ReplicaState.DRAINING:
                     leaving[replica.device_id] += replica.reserved_bytes
-        started = []
         for row in asking:
             needed = estimate_for(row).total_bytes
             if place(needed, list(rooms.values())).device_id is not None:
                 wake(row)
-                started.append(row)
                 _take(rooms, needed)
             elif (
                 place(needed, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_id
                 is None
             ):
                 self._evict_for(row, needed, deployments, replicas, rooms, leaving, now)
-        return started
 
     def _evict_for(
         self,
@@ -230,13 +220,7 @@ def _age_s(rows: list[Replica]) -> float:
 
 
 def _with_free(room: DeviceRoom, more: int) -> DeviceRoom:
-    return DeviceRoom(
-        id=room.id,
-        name=room.name,
-        budget_bytes=room.budget_bytes,
-        reserved_bytes=max(0, room.reserved_bytes - more),
-        alive=room.alive,
-    )
+    return replace(room, reserved_bytes=max(0, room.reserved_bytes - more))
 
 
 def _take(rooms: dict[int, DeviceRoom], needed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 from django import forms
@@ -11,7 +10,6 @@ from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
@@ -132,14 +130,9 @@ class ModelPage(ActionAdmin):
             raise Http404(f"There is no model {object_id}.")
         at, error = timezone.now(), ""
         if asked := request.GET.get("at", ""):
-            try:
-                found = parse_datetime(asked)
-            except ValueError:
-                found = None
-            if found is None:
-                error = f"{asked[:40]!r} is no date and time"
-            else:
-                at = found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+            found = history.parse_moment(asked)
+            at = found or at
+            error = "" if found else f"{asked[:40]!r} is no date and time"
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,

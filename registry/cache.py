@@ -26,7 +26,7 @@ from registry import store
 from registry.fetch import Fetcher
 from registry.manifest import ManifestEntry
 from registry.models import ModelVersion
-from registry.report import Report
+from registry.report import Report, quiet
 from registry.stamp import STAMP, Damage, damage, write_stamp
 from registry.store.s3 import remote_files
 
@@ -69,6 +69,12 @@ def entry_name(version: ModelVersion) -> str:
     return version.path.replace("/", "--")
 
 
+def versions_by_entry() -> dict[str, ModelVersion]:
+    """Who an entry's files belong to; of versions that share them, one."""
+    rows = ModelVersion.objects.select_related("model").exclude(path="")
+    return {entry_name(version): version for version in rows}
+
+
 def manifest_of(version: ModelVersion) -> list[ManifestEntry]:
     """The version's manifest as values."""
     return [
@@ -77,7 +83,7 @@ def manifest_of(version: ModelVersion) -> list[ManifestEntry]:
     ]
 
 
-def hold(version: ModelVersion, report: Report = lambda *_: None) -> Held:
+def hold(version: ModelVersion, report: Report = quiet) -> Held:
     """The folder of a version's verified files, brought here if need be; held until released.
 
     Raises Conflict for files of a local store that have rotted, and what fetching raises.
@@ -246,7 +252,7 @@ def _is_locked(file: Path) -> bool:
 
 
 @contextmanager
-def holding(version: ModelVersion, report: Report = lambda *_: None) -> Iterator[Path]:
+def holding(version: ModelVersion, report: Report = quiet) -> Iterator[Path]:
     """:func:`hold` as a block."""
     held = hold(version, report)
     try:

@@ -12,12 +12,12 @@ from typing import Any
 
 from mmserve.errors import InvalidRequest
 from registry.layerfacts import layer_kinds
+from registry.sources.selection import PICKLES
 from registry.textfacts import chat_template, languages, read_json, tokenizer_kind
 
 # The safetensors format's own bound.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**40
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 # Classes without a head that speaks.
 EMBEDDERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "NomicBertModel", "MPNetModel")
 DTYPES = {

@@ -6,6 +6,7 @@ import datetime
 from dataclasses import dataclass, field
 
 from django.db.models import Q, QuerySet
+from django.utils.dateparse import parse_datetime
 
 from registry.actions.aliases import DELETED, MADE_DEFAULT, PROMOTED, ROLLED_BACK
 from registry.models import Event
@@ -30,6 +31,15 @@ class Meaning:
         elif to is not None:
             self.aliases[alias] = to
             self.default = alias if is_default else self.default
+
+
+def parse_moment(text: str) -> datetime.datetime | None:
+    """ISO 8601 as a person types it, UTC where it names no zone; None for what is no date and time."""
+    try:
+        found = parse_datetime(text)
+    except ValueError:
+        return None
+    return found.replace(tzinfo=found.tzinfo or datetime.UTC) if found else None
 
 
 def events_of(model_name: str) -> QuerySet[Event]:

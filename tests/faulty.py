@@ -101,17 +101,22 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
-    """A proxy before a server."""
-    handler = type("BoundHandler", (Handler,), {})
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server on loopback in a thread of its own; its port."""
     server = Server(("127.0.0.1", 0), handler)
-    proxy = Proxy(port=server.server_port, upstream=(host, port))
-    handler.proxy = proxy  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield proxy
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def faulty_proxy(host: str, port: int) -> Iterator[Proxy]:
+    """A proxy before a server."""
+    proxy = Proxy(port=0, upstream=(host, port))
+    with serving(type("BoundHandler", (Handler,), {"proxy": proxy})) as proxy.port:
+        yield proxy

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
 from mmserve.errors import InvalidRequest
-from registry.report import Report
+from registry.report import Report, quiet
 from registry.store import local, s3
 from registry.store.local import WORK
 from registry.store_url import storage_params
@@ -76,7 +76,7 @@ def location(path: str) -> Path:
     return local.below(root(), path)
 
 
-def publish(work: Path, path: str, report: Report = lambda *_: None) -> None:
+def publish(work: Path, path: str, report: Report = quiet) -> None:
     """Put finished files where the store keeps them; nobody ever sees half of them."""
     if is_local():
         local.publish(root(), work, path)

@@ -7,7 +7,6 @@ from typing import Any
 
 from mmserve.command import DataCommand
 from registry import cache
-from registry.models import ModelVersion
 
 
 class Command(DataCommand):
@@ -17,13 +16,10 @@ class Command(DataCommand):
     columns = ("id", "size_bytes", "used_at", "pinned", "in_use", "entry")
 
     def run(self, **_: Any) -> list[dict[str, Any]]:
-        names = {
-            cache.entry_name(version): version.served_id
-            for version in ModelVersion.objects.select_related("model").exclude(path="")
-        }
+        versions = cache.versions_by_entry()
         return [
             {
-                "id": names.get(entry.name),
+                "id": versions[entry.name].served_id if entry.name in versions else None,
                 "entry": entry.name,
                 "size_bytes": entry.size_bytes,
                 "used_at": datetime.datetime.fromtimestamp(entry.used_at, datetime.UTC).isoformat(

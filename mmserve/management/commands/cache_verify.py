@@ -7,7 +7,6 @@ from typing import Any
 
 from mmserve.command import DataCommand
 from registry import cache
-from registry.models import ModelVersion
 from registry.stamp import damage
 
 
@@ -19,10 +18,7 @@ class Command(DataCommand):
     columns = ("entry", "id", "damage")
 
     def run(self, **_: Any) -> list[dict[str, Any]]:
-        versions = {
-            cache.entry_name(version): version
-            for version in ModelVersion.objects.select_related("model").exclude(path="")
-        }
+        versions = cache.versions_by_entry()
         rows = []
         for entry in cache.entries():
             version = versions.get(entry.name)

@@ -6,11 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from inference.deletion import drain_and_delete
+from inference.deletion import delete
 from mmserve.command import DataCommand, actor, add_reason
-from registry.actions import delete_alias, delete_model, delete_version
 from registry.lookup import find
-from registry.models import Alias, Model
 
 
 class Command(DataCommand):
@@ -25,14 +23,5 @@ class Command(DataCommand):
         add_reason(parser)
 
     def run(self, *, id: str, drain: bool, reason: str, **_: Any) -> dict[str, Any]:
-        found = find(id)
-        deleted = True
-        if isinstance(found, Alias):
-            delete_alias(found, actor=actor(), reason=reason)
-        elif drain:
-            deleted = drain_and_delete(found, actor=actor(), reason=reason)
-        elif isinstance(found, Model):
-            delete_model(found, actor=actor(), reason=reason)
-        else:
-            delete_version(found, actor=actor(), reason=reason)
+        deleted = delete(find(id), actor=actor(), reason=reason, drain=drain)
         return {"id": id, "deleted": deleted}

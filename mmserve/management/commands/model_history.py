@@ -6,7 +6,6 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from mmserve.command import DataCommand
 from mmserve.errors import InvalidRequest
@@ -30,13 +29,10 @@ class Command(DataCommand):
     def run(self, *, name: str, at: str | None, limit: int, **_: Any) -> dict[str, Any]:
         moment = timezone.now()
         if at is not None:
-            try:
-                found = parse_datetime(at)
-            except ValueError:
-                found = None
+            found = history.parse_moment(at)
             if found is None:
                 raise InvalidRequest(f"--at: {at!r} is no date and time, e.g. 2026-11-24T14:03", param="at")
-            moment = found if timezone.is_aware(found) else timezone.make_aware(found)
+            moment = found
         if not 0 < limit <= MAX_EVENTS:
             raise InvalidRequest(f"limit is {limit}, not from 1 to {MAX_EVENTS}", param="limit")
         events = history.events_of(name)

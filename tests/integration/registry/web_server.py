@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.faulty import serving
 
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -70,26 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         """Tests look at ``seen``."""
 
 
-class Server(ThreadingHTTPServer):
-    """Clients that hang up early are the subject of tests, not news."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing."""
-
-
 @contextmanager
 def web_server() -> Iterator[Site]:
     """A running site."""
     site = Site()
-    server = Server(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"site": site}))
-    site.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(type("BoundHandler", (Handler,), {"site": site})) as site.port:
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
