@@ -79,11 +79,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return cached
     from registry.demo import DEMO_MODELS
     from registry.gguf_import import convert
-    from registry.sources import source_for
+    from registry.sources import Wanted, source_for
 
     fetched, converted = tmp_path_factory.mktemp("gguf"), tmp_path_factory.mktemp("smollm2")
     [model] = [model for model in DEMO_MODELS if model.name == "smollm2-135m-instruct"]
-    source_for(model.source_uri).fetch(fetched, lambda done, total: None)
+    source_for(model.source_uri).fetch(fetched, lambda done, total: None, Wanted())
     convert(next(fetched.glob("*.gguf")), converted, lambda done, total: None)
     return converted
 
