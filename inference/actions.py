@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
+from inference.engine_options import check_abilities, check_with_engine
 from inference.memory import device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Replica
 from inference.notify import wake_controller
@@ -26,6 +27,12 @@ EDITABLE = frozenset(
         "kv_cache_bytes",
         "prefix_caching",
         "in_process",
+        "max_batched_tokens",
+        "tensor_parallel",
+        "quantization",
+        "speculation",
+        "speculative_tokens",
+        "guided_decoding",
         "queue_bound",
         "deadline_s",
         "on_demand",
@@ -59,7 +66,6 @@ def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
     return deployment
 
 
-@transaction.atomic
 def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, reason: str = "") -> Deployment:
     """Change a deployment's options and bounds; a running replica keeps the engine options it was started with."""
     for field in changes:
@@ -67,14 +73,25 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
             raise InvalidRequest(
                 f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field
             )
-    row = Deployment.objects.select_for_update().get(pk=deployment.pk)
+    draft = Deployment.objects.select_related("version__model").get(pk=deployment.pk)
+    before = _set(draft, changes)
+    check_options(draft)
+    check_with_engine(draft, [field for field, value in changes.items() if value != before[field]])
+    with transaction.atomic():
+        row = Deployment.objects.select_for_update().get(pk=deployment.pk)
+        before = _set(row, changes)
+        check_options(row)
+        row.save(update_fields=list(changes))
+        bump("deployment.configured", row.name, actor, reason, {"from": before, "to": changes})
+    return row
+
+
+def _set(row: Deployment, changes: dict[str, Any]) -> dict[str, Any]:
+    """Put the changes into the row; what was there before."""
     before = {field: getattr(row, field) for field in changes}
     for field, value in changes.items():
         setattr(row, field, value)
-    check_options(row)
-    row.save(update_fields=list(changes))
-    bump("deployment.configured", row.name, actor, reason, {"from": before, "to": changes})
-    return row
+    return before
 
 
 def check_options(deployment: Deployment) -> None:
@@ -84,6 +101,7 @@ def check_options(deployment: Deployment) -> None:
     except ValidationError as error:
         field, messages = next(iter(error.message_dict.items()))
         raise InvalidRequest(f"{field}: {messages[0]}", param=field) from error
+    check_abilities(deployment)
     native = deployment.version.facts.get("context_length")
     if deployment.context_length and native and deployment.context_length > native:
         raise InvalidRequest(

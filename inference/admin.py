@@ -123,6 +123,9 @@ class DeploymentPage(LoadUnload):
         ("dtype", "context_length"),
         ("max_streams", "kv_cache_bytes"),
         ("prefix_caching", "in_process"),
+        ("max_batched_tokens", "tensor_parallel"),
+        ("quantization", "guided_decoding"),
+        ("speculation", "speculative_tokens"),
     )
     BOUNDS = (("queue_bound", "deadline_s"),)
     SHOWN = ("name", "version", "status", "status_reason", "replicas")

@@ -19,9 +19,11 @@ def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEsti
     return estimate(
         facts=deployment.version.facts,
         dtype=deployment.dtype,
-        kv_cache_bytes=deployment.kv_cache_bytes,
+        kv_cache_bytes=-(-deployment.kv_cache_bytes // deployment.tensor_parallel),
         device_kind=device_kind,
         max_streams=deployment.max_streams,
+        quantization=deployment.quantization or None,
+        tensor_parallel=deployment.tensor_parallel,
     )
 
 

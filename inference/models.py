@@ -8,6 +8,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
+from inference.capacity.abilities import QUANTIZATIONS, SPECULATIONS
 from registry.models import ModelVersion
 
 # From the most important to the least.
@@ -39,6 +40,42 @@ class Deployment(models.Model):
     prefix_caching = models.BooleanField(default=True)
     in_process = models.BooleanField(
         default=True, help_text="off: the engine core gets a process of its own (big GPUs)"
+    )
+    max_batched_tokens = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(2**20)],
+        help_text="tokens of all requests in one engine step; empty: vLLM's own choice",
+    )
+    tensor_parallel = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(64)],
+        help_text="GPUs of one kind, on one node, that share a replica",
+    )
+    quantization = models.CharField(
+        "quantization on load",
+        max_length=40,
+        blank=True,
+        choices=[(name, name) for name in QUANTIZATIONS],
+        help_text="empty: the weights as they are stored",
+    )
+    speculation = models.CharField(
+        "speculative decoding",
+        max_length=20,
+        blank=True,
+        choices=[(name, name) for name in SPECULATIONS],
+        help_text="ngram guesses what follows from what the prompt has said already; the text stays the same",
+    )
+    speculative_tokens = models.PositiveSmallIntegerField(
+        default=4,
+        validators=[MinValueValidator(1), MaxValueValidator(32)],
+        help_text="tokens that are guessed at once",
+    )
+    guided_decoding = models.CharField(
+        max_length=20,
+        default="guidance",
+        choices=[(name, name) for name in ("guidance", "xgrammar", "off")],
+        help_text="what holds answers to a JSON schema, a regex or a grammar; off: such requests are refused",
     )
     queue_bound = models.PositiveIntegerField(
         default=512,
@@ -114,6 +151,8 @@ class Device(models.Model):
     kind = models.CharField(max_length=100)
     total_bytes = models.BigIntegerField()
     budget_bytes = models.BigIntegerField(help_text="what engines may take of it")
+    # inference.capacity.abilities: what engines on it can do, as its node found
+    abilities = models.JSONField(default=dict, editable=False)
 
     class Meta:
         ordering = ("node", "name")

@@ -82,6 +82,14 @@ def node_channel(node: str) -> str:
     return f"mmserve:node:{node}"
 
 
+def checks_key(node: str) -> str:
+    """Redis list of the CheckRequests that wait for a node."""
+    return f"mmserve:checks:{node}"
+
+
+CHECK_TTL_S = 30
+
+
 CONTROLLER_CHANNEL = "mmserve:controller"
 
 
@@ -158,7 +166,7 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     rss_bytes: int = 0
 
 
-class ReplicaSpec(msgspec.Struct, kw_only=True):
+class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):
     """What a node tells the template process to start."""
 
     replica: str
@@ -171,6 +179,26 @@ class ReplicaSpec(msgspec.Struct, kw_only=True):
     beat_prefix: str = ""
 
 
+class OptionsCheck(msgspec.Struct, kw_only=True, tag="check"):
+    """What a node tells the template process to try: would the engine take these options? Nothing is loaded.
+
+    The answer is pushed to the Redis list ``reply_to``: ``""``, or why not.
+    """
+
+    reply_to: str
+    redis_url: str
+    model_path: str
+    options: EngineOptions
+
+
+class CheckRequest(msgspec.Struct, kw_only=True):
+    """The same question as a node is asked it, in its list ``checks_key(node)``."""
+
+    reply_to: str
+    version: int  # primary key
+    options: EngineOptions
+
+
 class EngineOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What an operator sets of an engine; None is vLLM's or the checkpoint's own."""
 
@@ -181,5 +209,10 @@ class EngineOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     kv_cache_bytes: int = 512 * 2**20
     prefix_caching: bool = True
     in_process: bool = True
+    tensor_parallel: int = 1
+    quantization: str | None = None  # on load
+    speculation: str | None = None
+    speculative_tokens: int = 4
+    guided_decoding: str = "guidance"  # backend of structured outputs, or "off"
     trust_remote_code: bool = False
     extra: dict[str, Any] = {}

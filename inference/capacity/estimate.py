@@ -22,7 +22,17 @@ GPU_ENGINE_OVERHEAD_BYTES = 2 * GIB
 
 DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 # Bytes a weight when it is quantized on load, scales included; embeddings and the head stay as they are.
-QUANTIZED_BYTES = {"fp8": 1.01, "fp8_per_block": 1.02, "int8": 1.01, "int4": 0.56}
+QUANTIZED_BYTES = {
+    "fp8": 1.01,
+    "fp8_per_tensor": 1.0,
+    "fp8_per_channel": 1.01,
+    "fp8_per_block": 1.02,
+    "int8": 1.01,
+    "int8_per_channel_weight_only": 1.01,
+    "mxfp8": 1.04,
+    "nvfp4_per_token": 0.57,
+    "int4": 0.56,
+}
 
 
 @dataclass(frozen=True, slots=True)

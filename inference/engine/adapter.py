@@ -17,7 +17,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, Usage
 from inference.engine.lean import without_tokenizer_pool
-from inference.engine.options import engine_arguments
+from inference.engine.options import GUIDED_OFF, engine_arguments
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
 from inference.engine.sampling import constraints, refusal
@@ -50,7 +50,9 @@ class VllmEngine:
         self.max_streams = options.max_streams
         self._in_process = options.in_process
         vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
-        self._preparation = Preparation(config, self._tokenizer, vocabulary=vocabulary)
+        self._preparation = Preparation(
+            config, self._tokenizer, vocabulary=vocabulary, guided=options.guided_decoding != GUIDED_OFF
+        )
         self._kv_tokens = max(1, (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size)
         self._kv_in_use: dict[str, int] = {}  # tokens by job
         self._answers: dict[str, Answer] = {}

@@ -7,6 +7,7 @@ from typing import Any
 from inference.protocol import EngineOptions
 from mmserve.errors import InvalidRequest
 
+GUIDED_OFF = "off"
 # An operator's ``extra`` may not move these: the worker and the memory budget rely on them.
 RESERVED = frozenset(
     {
@@ -37,11 +38,22 @@ def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -
         "scheduling_policy": "priority",
         "disable_log_stats": True,
         # One backend for all requests: with "auto" the first request would choose for those after it.
-        "structured_outputs_config": {"backend": "guidance"},
+        "structured_outputs_config": {
+            "backend": "guidance" if options.guided_decoding == GUIDED_OFF else options.guided_decoding
+        },
+        "tensor_parallel_size": options.tensor_parallel,
+        "quantization": options.quantization,
     }
+    if options.speculation is not None:
+        arguments["speculative_config"] = {
+            "method": options.speculation,
+            "num_speculative_tokens": options.speculative_tokens,
+            # The longest run of tokens that is looked up in the prompt (Saxena 2023, prompt lookup decoding).
+            "prompt_lookup_max": options.speculative_tokens,
+        }
     if options.max_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = options.max_batched_tokens
-    if options.in_process:
+    if options.in_process and options.tensor_parallel == 1:
         arguments["distributed_executor_backend"] = "uni"
     if on_cpu:
         # See environment.py: compiling is slow, and what it makes is not faster here.

@@ -8,7 +8,7 @@ from vllm import SamplingParams
 
 from inference.engine.base import Prepared
 from inference.engine.prompts import Prompt, Tokenizer, output_budget, tokenized
-from inference.engine.sampling import check_resumable, refusal, sampling_params
+from inference.engine.sampling import check_resumable, constraint, refusal, sampling_params
 from inference.protocol import GenerateRequest
 from mmserve.errors import InvalidRequest
 
@@ -23,11 +23,14 @@ class Body(NamedTuple):
 class Preparation:
     """Checks, renders and tokenizes for one model."""
 
-    def __init__(self, vllm_config: Any, tokenizer: Tokenizer, *, vocabulary: int) -> None:
+    def __init__(
+        self, vllm_config: Any, tokenizer: Tokenizer, *, vocabulary: int, guided: bool = True
+    ) -> None:
         self._config = vllm_config
         self._tokenizer = tokenizer
         self._context: int = vllm_config.model_config.max_model_len
         self._vocabulary = vocabulary
+        self._guided = guided
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """The request, ready for the batch; raises an error that names the parameter."""
@@ -41,6 +44,8 @@ class Preparation:
 
     def _params(self, prompt: Prompt, request: GenerateRequest) -> SamplingParams:
         sampling = request.sampling
+        if not self._guided and (named := constraint(sampling)):
+            raise InvalidRequest("this deployment's guided decoding is off", param=named)
         field = "messages" if request.messages is not None else "prompt"
         budget = output_budget(len(prompt.token_ids), sampling.max_tokens, self._context, field)
         resumed = len(request.resume_token_ids)

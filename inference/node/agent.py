@@ -13,12 +13,14 @@ from django.utils import timezone
 
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
-from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
-from inference.node.devices import local_devices
+from inference.engine_options import engine_options
+from inference.models import ALIVE, Device, Node, Replica, ReplicaState
+from inference.node.checks import answer_checks
+from inference.node.devices import abilities_of, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
 from inference.notify import connection, tell_gateways, wake_controller
-from inference.protocol import EngineOptions, ReplicaBeat, ReplicaSpec, beat_key
+from inference.protocol import ReplicaBeat, ReplicaSpec, beat_key
 from registry.fetch.fetcher import in_words
 from registry.revision import current
 
@@ -50,6 +52,7 @@ class NodeAgent:
                     "kind": device.kind,
                     "total_bytes": device.total_bytes,
                     "budget_bytes": device.budget_bytes,
+                    "abilities": abilities_of(device, found),
                 },
             )
         self.node.devices.exclude(name__in=[device.name for device in found]).delete()
@@ -73,6 +76,7 @@ class NodeAgent:
             self.node.template_ready = self.supervisor.template_ready
             self.node.revision = current()
             self.node.save(update_fields=["last_seen", "template_ready", "revision"])
+        answer_checks(self.node.name, self.supervisor)
         loading = False
         rows = Replica.objects.filter(device__node=self.node, state__in=ALIVE)
         for replica in rows.select_related("deployment__version__model"):
@@ -190,16 +194,3 @@ def watched_beat(replica: str) -> ReplicaBeat | None:
         return last_beat(replica)
     except redis.RedisError as error:
         raise ConnectionError(str(error)) from error
-
-
-def engine_options(deployment: Deployment) -> EngineOptions:
-    """What the operator set of the engine."""
-    return EngineOptions(
-        dtype=deployment.dtype,
-        context_length=deployment.context_length,
-        max_streams=deployment.max_streams,
-        kv_cache_bytes=deployment.kv_cache_bytes,
-        prefix_caching=deployment.prefix_caching,
-        in_process=deployment.in_process,
-        trust_remote_code=deployment.version.model.trust_remote_code,
-    )

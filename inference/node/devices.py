@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pynvml
+
+from inference.capacity.abilities import abilities
 
 DEFAULT_SHARE = 0.8
 GPU_SHARE = 0.92
@@ -19,6 +25,8 @@ class LocalDevice:
     kind: str
     total_bytes: int
     budget_bytes: int
+    compute_capability: tuple[int, int] = (0, 0)
+    amx: bool = False
 
 
 def local_devices(memory_bytes: int = 0) -> list[LocalDevice]:
@@ -27,7 +35,27 @@ def local_devices(memory_bytes: int = 0) -> list[LocalDevice]:
     if gpus:
         return gpus
     total = psutil.virtual_memory().total
-    return [LocalDevice("cpu:0", "cpu", total, memory_bytes or int(total * DEFAULT_SHARE))]
+    budget = memory_bytes or int(total * DEFAULT_SHARE)
+    return [LocalDevice("cpu:0", "cpu", total, budget, amx=_has_amx())]
+
+
+def abilities_of(device: LocalDevice, all_of_node: Sequence[LocalDevice]) -> dict[str, Any]:
+    """What engines on it can do; tensor parallel goes over the node's GPUs of one kind."""
+    alike = Counter(one.kind for one in all_of_node)
+    return abilities(
+        device.kind,
+        compute_capability=device.compute_capability,
+        amx=device.amx,
+        alike_on_node=alike[device.kind] if device.kind != "cpu" else 1,
+    )
+
+
+def _has_amx() -> bool:
+    """Whether the processor has AMX tiles (x86, Sapphire Rapids or newer)."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _nvidia() -> list[LocalDevice]:
@@ -41,7 +69,13 @@ def _nvidia() -> list[LocalDevice]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             found.append(
-                LocalDevice(f"gpu:{index}", pynvml.nvmlDeviceGetName(handle), total, int(total * GPU_SHARE))
+                LocalDevice(
+                    f"gpu:{index}",
+                    pynvml.nvmlDeviceGetName(handle),
+                    total,
+                    int(total * GPU_SHARE),
+                    tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                )
             )
         return found
     finally:

@@ -18,7 +18,7 @@ import msgspec
 from inference.engine import environment
 from inference.node.prctl import become_subreaper
 from inference.node.template import MAX_PACKET_BYTES, READY
-from inference.protocol import ReplicaBeat, ReplicaSpec
+from inference.protocol import OptionsCheck, ReplicaBeat, ReplicaSpec
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class ReplicaSupervisor:
         become_subreaper()
         self._beat = beat
         self._engines: dict[str, _Engine] = {}
+        self._checkers: list[int] = []
         self._template: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._ready = False
@@ -77,13 +78,22 @@ class ReplicaSupervisor:
 
     def start(self, spec: ReplicaSpec) -> int:
         """Fork one engine; its pid. Waits for a template that is still importing. OSError says why it failed."""
+        pid = self._fork(spec)
+        self._engines[spec.replica] = _Engine(spec, pid)
+        return pid
+
+    def check(self, question: OptionsCheck) -> None:
+        """Have a process of the template's answer it. OSError says why none was started."""
+        self._checkers.append(self._fork(question))
+
+    def _fork(self, asked: ReplicaSpec | OptionsCheck) -> int:
         if self._channel is None:
             self._start_template()
         if not self._ready and not self._wait_for_template(TEMPLATE_TIMEOUT_S):
             raise OSError("the engine template did not get ready; see its log")
         assert self._channel is not None
         try:
-            self._channel.send(msgspec.json.encode(spec))
+            self._channel.send(msgspec.json.encode(asked))
             self._channel.settimeout(10.0)
             answer = self._channel.recv(MAX_PACKET_BYTES)
         except OSError:
@@ -92,9 +102,7 @@ class ReplicaSupervisor:
         if not answer:
             self._drop_template()
             raise OSError("the engine template died")
-        pid = int(answer)
-        self._engines[spec.replica] = _Engine(spec, pid)
-        return pid
+        return int(answer)
 
     def stop(self, replica: str, grace_s: float) -> None:
         """Ask an engine to drain (SIGTERM); it is killed after the grace."""
@@ -113,6 +121,7 @@ class ReplicaSupervisor:
         exits = [
             found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None
         ]
+        self._checkers = [pid for pid in self._checkers if not _reaped(pid)]
         self._keep_template(now)
         return exits
 
@@ -217,6 +226,13 @@ class ReplicaSupervisor:
             self._template.wait()
             self._template = None
         self._ready = False
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def _signal(pid: int, number: int) -> None:

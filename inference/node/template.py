@@ -1,8 +1,9 @@
 """The engine template: a process that has imported everything and run nothing, forked once per replica.
 
 Started by the supervisor as ``python -m inference.node.template FD``; FD is one end of a SOCK_SEQPACKET pair.
-It sends ``ready`` once its imports are done; then each packet that it receives is a ReplicaSpec (JSON), answered by the
-engine's pid (decimal). It forks twice, so that the engine is handed to the node, its subreaper.
+It sends ``ready`` once its imports are done; then each packet that it receives is a ReplicaSpec or an OptionsCheck
+(JSON), answered by the pid (decimal) of the process that serves or checks. It forks twice, so that this process is
+handed to the node, its subreaper.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import signal
 import socket
 import sys
+from typing import NoReturn
 
 import msgspec
 
 from inference.engine import environment
 from inference.node.devices import local_devices
 from inference.node.prctl import die_with_parent
-from inference.protocol import ReplicaSpec
+from inference.protocol import OptionsCheck, ReplicaSpec
 
 READY = b"ready"
 MAX_PACKET_BYTES = 1 << 20
@@ -27,6 +29,7 @@ MAX_PACKET_BYTES = 1 << 20
 
 # What an engine imports between its fork and its first token, beside vLLM's front: found with -X importtime.
 EVERYWHERE = (
+    "inference.engine.check",
     "inference.engine.main",
     "inference.engine.adapter",
     "inference.engine.worker",
@@ -60,12 +63,12 @@ def run(channel: socket.socket) -> None:
     gc.freeze()
     channel.send(READY)
     while packet := channel.recv(MAX_PACKET_BYTES):
-        spec = msgspec.json.decode(packet, type=ReplicaSpec)
-        channel.send(str(fork_engine(spec, channel)).encode())
+        asked = msgspec.json.decode(packet, type=ReplicaSpec | OptionsCheck)  # type: ignore[arg-type]
+        channel.send(str(fork_one(asked, channel)).encode())
 
 
-def fork_engine(spec: ReplicaSpec, channel: socket.socket) -> int:
-    """Fork twice; returns the engine's pid once its middle parent is gone."""
+def fork_one(asked: ReplicaSpec | OptionsCheck, channel: socket.socket) -> int:
+    """Fork twice; returns the grandchild's pid once its middle parent is gone."""
     node = os.getppid()
     reading, writing = os.pipe()
     middle = os.fork()
@@ -75,7 +78,9 @@ def fork_engine(spec: ReplicaSpec, channel: socket.socket) -> int:
             os.close(reading)
             os.close(writing)
             channel.close()
-            become_engine(spec, node)
+            if isinstance(asked, OptionsCheck):
+                become_checker(asked)
+            become_engine(asked, node)
         os.write(writing, str(engine).encode())
         os._exit(0)
     os.close(writing)
@@ -84,7 +89,20 @@ def fork_engine(spec: ReplicaSpec, channel: socket.socket) -> int:
         return int(pipe.read())
 
 
-def become_engine(spec: ReplicaSpec, node: int) -> None:
+def become_checker(check: OptionsCheck) -> NoReturn:
+    """Answer one question about options, and end."""
+    code = 1
+    try:
+        die_with_parent(signal.SIGKILL)
+        from inference.engine.check import answer
+
+        answer(check)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def become_engine(spec: ReplicaSpec, node: int) -> NoReturn:
     """The engine's life, from its fork to its exit; never returns."""
     code = 1
     try:

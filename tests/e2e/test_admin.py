@@ -131,6 +131,8 @@ def session(browser: Browser, site: Site) -> Iterator[BrowserContext]:
     context.set_default_timeout(20_000)
     page = context.new_page()
     log_in(page, "ada")
+    # A page that is closed in the middle of a navigation can hang the browser.
+    expect(page).to_have_title(re.compile("Dashboard"))
     page.close()
     yield context
     context.close()

@@ -209,3 +209,26 @@ def test_what_does_not_fit_is_refused_with_figures_and_harms_nobody(platform: Pl
     assert "GiB free" in refused.json()["error"]["message"]
     body = {"model": BASE, "prompt": "x", "max_tokens": 1}
     assert platform.http.post("/v1/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"quantization": "mxfp8"}, "quantization", "cpu:0 can do int8_per_channel_weight_only"),
+        ({"tensor_parallel": 2}, "tensor_parallel", "cpu:0 can do at most 1"),
+        ({"max_batched_tokens": 3}, "max_batched_tokens", "max_streams"),
+        ({"speculation": "telepathy"}, "speculation", "telepathy"),
+    ],
+)
+def test_options_that_the_engine_would_refuse_are_refused_when_they_are_saved(
+    platform: Platform, change: dict[str, object], param: str, words: str
+) -> None:
+    [deployment] = platform.http.get(
+        "/v1/registry/deployments", params={"version__model__name": CHAT}
+    ).json()["results"]
+    path = f"/v1/registry/deployments/{deployment['id']}"
+    refused = platform.http.patch(path, json=change)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"] == param
+    assert words in refused.json()["error"]["message"]
+    assert platform.http.get(path).json() == deployment

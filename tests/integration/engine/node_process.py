@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from inference.node.supervisor import ReplicaSupervisor
-from inference.protocol import ReplicaSpec
+from inference.protocol import OptionsCheck, ReplicaSpec
 
 
 def tell(**news: Any) -> None:
@@ -37,6 +37,8 @@ def main() -> None:
         if "start" in command:
             spec = msgspec.convert(command["start"], ReplicaSpec)
             tell(started=spec.replica, pid=supervisor.start(spec))
+        elif "check" in command:
+            supervisor.check(msgspec.convert(command["check"], OptionsCheck))
         else:
             supervisor.stop(command["stop"], 20.0)
 

@@ -1,0 +1,45 @@
+"""Questions about engine options that this node's template answers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from django.conf import settings
+
+from inference.node.supervisor import ReplicaSupervisor
+from inference.notify import connection
+from inference.protocol import CheckRequest, OptionsCheck, checks_key
+from registry import cache
+from registry.models import ModelVersion
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 8
+
+
+def answer_checks(node: str, supervisor: ReplicaSupervisor) -> None:
+    """Take what waits. What cannot be answered here is not answered: who asks does not wait for long."""
+    if not supervisor.template_ready:
+        return
+    waiting: Any = connection().lpop(checks_key(node), AT_ONCE)
+    for packet in waiting or ():
+        asked = msgspec.json.decode(packet, type=CheckRequest)
+        version = ModelVersion.objects.filter(pk=asked.version).first()
+        if version is None or not cache.is_here(version):
+            connection().rpush(asked.reply_to, b"")
+            continue
+        try:
+            held = cache.hold(version)
+            held.release()
+            supervisor.check(
+                OptionsCheck(
+                    reply_to=asked.reply_to,
+                    redis_url=settings.REDIS_URL,
+                    model_path=str(held.folder),
+                    options=asked.options,
+                )
+            )
+        except Exception:  # a question must never end a node
+            log.exception("the options of %s could not be checked", version)
