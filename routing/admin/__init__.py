@@ -1,0 +1,1 @@
+"""Routing's admin pages, one module a kind."""

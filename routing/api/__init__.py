@@ -1,0 +1,1 @@
+"""Routing's management REST, one module a kind."""

@@ -1,0 +1,1 @@
+"""Routing's rows, one module a kind."""
