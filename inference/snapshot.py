@@ -7,6 +7,7 @@ from django.db import transaction
 from inference.models import USUAL_LOAD_S, Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
+from routing.core.cost import Prices
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 
 
@@ -26,9 +27,21 @@ def routing_table() -> RoutingTable:
     return RoutingTable.build(
         revision=revision,
         models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
-        versions=[VersionEntry(served_id=row.served_id, model=row.model.name) for row in versions],
+        versions=[
+            VersionEntry(served_id=row.served_id, model=row.model.name, prices=_prices(row))
+            for row in versions
+        ],
         aliases=aliases,
         deployments=[_entry(row) for row in deployments],
+    )
+
+
+def _prices(row: ModelVersion) -> Prices:
+    return Prices.of(
+        per_million_input=row.price_input,
+        per_million_cached_input=row.price_cached_input,
+        per_million_output=row.price_output,
+        per_device_hour=row.price_device_hour,
     )
 
 
@@ -46,4 +59,5 @@ def _entry(row: Deployment) -> DeploymentEntry:
         has_chat_template="chat" in row.version.capabilities,
         load_s=getattr(row, "usual_load_s", None),
         failure=row.failure,
+        devices=row.tensor_parallel,
     )

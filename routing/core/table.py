@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmserve.errors import ModelNotFound
+from routing.core.cost import NO_PRICE, BudgetEntry, Prices
 
 NEAR_NAMES = 3
 NEAR_ENOUGH = 0.5
@@ -33,6 +34,7 @@ class DeploymentEntry:
     has_chat_template: bool = True
     load_s: float | None = None  # how long its loads took, on the average
     failure: str = ""  # why nobody tries to load it any more
+    devices: int = 1  # that one replica takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class VersionEntry:
     served_id: str
     model: str
     deployments: tuple[str, ...] = ()
+    prices: Prices = NO_PRICE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +57,17 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """All that a decision reads of the configuration. ``aliases`` maps ``name@alias`` to a served id."""
+    """All that a decision reads of the configuration. ``aliases`` maps ``name@alias`` to a served id.
+
+    ``budgets`` are by scope and subject.
+    """
 
     revision: int
     models: Mapping[str, ModelEntry]
     versions: Mapping[str, VersionEntry]
     aliases: Mapping[str, str]
     deployments: Mapping[str, DeploymentEntry]
+    budgets: Mapping[tuple[str, str], tuple[BudgetEntry, ...]] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -71,26 +78,37 @@ class RoutingTable:
         versions: Iterable[VersionEntry],
         aliases: Mapping[str, str],
         deployments: Iterable[DeploymentEntry],
+        budgets: Iterable[BudgetEntry] = (),
     ) -> RoutingTable:
         """Index the entries and hang every deployment on its version."""
         by_id = {entry.id: entry for entry in deployments}
         serving: dict[str, list[str]] = {}
         for entry in by_id.values():
             serving.setdefault(entry.served_id, []).append(entry.id)
+        limits: dict[tuple[str, str], tuple[BudgetEntry, ...]] = {}
+        for budget in budgets:
+            place = (budget.scope.value, budget.subject)
+            limits[place] = (*limits.get(place, ()), budget)
         return cls(
             revision=revision,
             models={entry.id: entry for entry in models},
             versions={
-                entry.served_id: VersionEntry(
-                    served_id=entry.served_id,
-                    model=entry.model,
-                    deployments=tuple(sorted(serving.get(entry.served_id, ()))),
-                )
+                entry.served_id: replace(entry, deployments=tuple(sorted(serving.get(entry.served_id, ()))))
                 for entry in versions
             },
             aliases=dict(aliases),
             deployments=by_id,
+            budgets=limits,
         )
+
+    def budgets_of(self, *, key: str, team: str, route: str) -> tuple[BudgetEntry, ...]:
+        """Every budget that pays for a request of this key, its team and this route."""
+        if not self.budgets:
+            return ()
+        found: tuple[BudgetEntry, ...] = ()
+        for place in (("key", key), ("team", team), ("route", route)):
+            found += self.budgets.get(place, ())
+        return found
 
     def resolve(self, model_id: str) -> VersionEntry:
         """The version behind ``name``, ``name@version`` or ``name@alias``; else ModelNotFound."""

@@ -1,0 +1,149 @@
+"""What a request costs, and which budgets pay for it. Whole nano-dollars everywhere: a ledger holds no float.
+
+A version is priced by tokens or, where no token has a price, by device-hour: then a request pays for its share of
+the engine's measured time. While an engine has work, each second of it is shared evenly by the sequences that it
+runs, so that the shares of all requests add up to the time that the engine worked (generalized processor sharing,
+Parekh and Gallager 1993).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+
+NANO = 10**9
+_PICO_A_NANO = 1000
+_HOUR_S = 3600
+# Redis' Lua counts in doubles: whole up to 2**53.
+MOST_NANO = 9_000_000 * NANO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """One version's prices: pico-dollars a token (a millionth of the price per million), nano-dollars an hour."""
+
+    input_pico: int | None = None
+    cached_input_pico: int | None = None  # None: as input
+    output_pico: int | None = None
+    device_hour_nano: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        per_million_input: Decimal | None = None,
+        per_million_cached_input: Decimal | None = None,
+        per_million_output: Decimal | None = None,
+        per_device_hour: Decimal | None = None,
+    ) -> Prices:
+        """From dollars, with at most six decimals."""
+        return cls(
+            input_pico=_whole(per_million_input, 10**6),
+            cached_input_pico=_whole(per_million_cached_input, 10**6),
+            output_pico=_whole(per_million_output, 10**6),
+            device_hour_nano=_whole(per_device_hour, NANO),
+        )
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether any token has a price: the device-hour counts for nothing then."""
+        return (self.input_pico, self.cached_input_pico, self.output_pico) != (None, None, None)
+
+    @property
+    def priced(self) -> bool:
+        """Whether there is a price at all."""
+        return self.by_tokens or self.device_hour_nano is not None
+
+    def cost_nano(
+        self,
+        *,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        completion_tokens: int = 0,
+        engine_s: float = 0.0,
+        devices: int = 1,
+    ) -> int:
+        """Nano-dollars of what was used, rounded up; ``engine_s`` is the share of engine time."""
+        if self.by_tokens:
+            cached = self.input_pico if self.cached_input_pico is None else self.cached_input_pico
+            pico = (
+                (prompt_tokens - cached_tokens) * (self.input_pico or 0)
+                + cached_tokens * (cached or 0)
+                + completion_tokens * (self.output_pico or 0)
+            )
+            return -(-pico // _PICO_A_NANO)
+        if self.device_hour_nano is not None:
+            # Times are measured, so not exact: microseconds are fine enough.
+            used_us = math.ceil(engine_s * 1e6) * devices
+            return -(-used_us * self.device_hour_nano // (_HOUR_S * 10**6))
+        return 0
+
+
+NO_PRICE = Prices()
+
+
+class Scope(StrEnum):
+    """Whose spending a budget limits."""
+
+    KEY = "key"
+    TEAM = "team"
+    ROUTE = "route"
+
+
+class Period(StrEnum):
+    """When a budget begins anew, in UTC."""
+
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"  # never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetEntry:
+    """One budget: ``subject`` is the key's id, or the team's or route's name."""
+
+    id: str
+    name: str
+    scope: Scope
+    subject: str
+    period: Period
+    limit_nano: int
+
+
+def period_label(period: Period, now: float) -> str:
+    """Which day or month it is: labels of one kind sort by time."""
+    at = datetime.fromtimestamp(now, UTC)
+    if period is Period.DAY:
+        return at.strftime("%Y-%m-%d")
+    return at.strftime("%Y-%m") if period is Period.MONTH else "total"
+
+
+def period_start(period: Period, now: float) -> datetime | None:
+    """When the present period began; None for one that has no beginning."""
+    at = datetime.fromtimestamp(now, UTC)
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period is Period.DAY:
+        return midnight
+    return midnight.replace(day=1) if period is Period.MONTH else None
+
+
+def in_usd(nano: int) -> str:
+    """Dollars in plain digits: 1200 is ``0.0000012``."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    whole, rest = divmod(nano, NANO)
+    decimals = f"{rest:09d}".rstrip("0")
+    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+
+
+def to_nano(usd: Decimal) -> int:
+    """Whole nano-dollars of an amount with at most nine decimals."""
+    found = _whole(usd, NANO)
+    assert found is not None
+    return found
+
+
+def _whole(amount: Decimal | None, times: int) -> int | None:
+    return None if amount is None else int((amount * times).to_integral_value())

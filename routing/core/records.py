@@ -1,0 +1,103 @@
+"""What is written down of a request once it is over: what it used, and how it was decided. Never a prompt.
+
+Both are JSON in Redis. A field that is added has a default, so that an older record is still read.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from routing.core.decision import Decision, RequestFacts
+
+# Stream with a field ``record`` (a UsageRecord); read in order, and rolled up into rows exactly once.
+USAGE_STREAM = "mmserve:usage"
+# How many records a full stream has turned away: usage that nobody will ever count.
+USAGE_LOST_KEY = "mmserve:usage:lost"
+# Zset of the decisions that are kept, by when they were written; each in a string of its own.
+DECISIONS_KEY = "mmserve:decisions"
+
+
+def decision_key(decision_id: str) -> str:
+    """Redis string with a DecisionRecord."""
+    return f"mmserve:decision:{decision_id}"
+
+
+class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one answered request used and cost; ``outcome`` is "completed", "cancelled" or an error's code.
+
+    Refused requests are counted together: ``count`` of them, which used nothing. Times are in seconds.
+    """
+
+    request_id: str
+    key: str  # the access key's id
+    model: str  # as the client named it
+    served_id: str
+    deployment: str
+    endpoint: str
+    outcome: str
+    status: int
+    at: float
+    stream: bool
+    team: str = ""
+    route: str = ""
+    # Experiment to arm. The arm stays after a fallback: what was served is in ``served_id``.
+    assignments: dict[str, str] = {}
+    # The experiment's unit in each, hashed: what statistics are clustered by.
+    units: dict[str, str] = {}
+    count: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    attempts: int = 1
+    fallbacks: int = 0  # how many choices before the one that served were given up
+    queued_s: float = 0.0
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    e2e_s: float = 0.0
+    engine_s: float = 0.0  # share of the engine's time
+    cost_nano: int = 0  # all of it
+    other_cost_nano: int = 0  # the part of it for attempts whose text nobody got: hedges, fallbacks
+
+
+class AttemptRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One choice that was tried, and why it ended."""
+
+    deployment: str
+    served_id: str
+    outcome: str
+    after_s: float = 0.0  # since the request began
+    replica: str = ""
+    why: str = ""
+
+
+class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How one request was decided and what came of it.
+
+    ``facts`` and ``decision`` are the core's own values: ``decide(table, live, facts)`` decides it again.
+    """
+
+    id: str
+    at: float
+    key: str
+    team: str = ""
+    endpoint: str = ""
+    facts: RequestFacts
+    decision: Decision
+    candidates_left_out: int = 0  # beyond MAX_CANDIDATES
+    assignments: dict[str, str] = {}
+    attempts: list[AttemptRecord] = []
+    # What was expected when it was decided; None where nothing was.
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
+    predicted_cost_nano: int | None = None
+    # What came of it.
+    outcome: str = ""
+    status: int = 0
+    served_id: str = ""
+    deployment: str = ""
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    e2e_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_nano: int = 0
