@@ -34,6 +34,7 @@ EDITABLE = frozenset(
         "speculative_tokens",
         "guided_decoding",
         "queue_bound",
+        "hold_bound",
         "deadline_s",
         "on_demand",
         "pinned",

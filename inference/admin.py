@@ -127,7 +127,7 @@ class DeploymentPage(LoadUnload):
         ("quantization", "guided_decoding"),
         ("speculation", "speculative_tokens"),
     )
-    BOUNDS = (("queue_bound", "deadline_s"),)
+    BOUNDS = (("queue_bound", "hold_bound"), "deadline_s")
     SHOWN = ("name", "version", "status", "status_reason", "replicas")
     SWAPPING = (
         ("on_demand", "pinned"),

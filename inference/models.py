@@ -82,6 +82,12 @@ class Deployment(models.Model):
         validators=[MinValueValidator(1)],
         help_text="waiting requests beyond which clients get 429",
     )
+    hold_bound = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="of these, how many may wait while it is not up; empty: all",
+    )
     deadline_s = models.PositiveIntegerField(
         "deadline (s)", default=600, validators=[MinValueValidator(1)], help_text="a request's whole life"
     )

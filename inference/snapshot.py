@@ -52,6 +52,7 @@ def _entry(row: Deployment) -> DeploymentEntry:
         served_id=row.version.served_id,
         limits=Limits(
             queue_bound=row.queue_bound,
+            hold_bound=min(row.queue_bound, row.hold_bound or row.queue_bound),
             default_deadline_s=float(row.deadline_s),
             context_length=row.context_length or facts.get("context_length"),
         ),

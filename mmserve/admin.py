@@ -17,11 +17,10 @@ from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from mmserve.key_actions import create_key, revoke_key
+from mmserve.key_actions import EDITABLE as LIMITS
+from mmserve.key_actions import change_key, create_key, revoke_key
 from mmserve.models import SCOPES, AccessKey
 from registry.admin_base import ActionAdmin, ReasonModelForm
-
-LIMITS = ("requests_per_minute", "tokens_per_minute", "max_concurrency")
 
 
 class KeyForm(ReasonModelForm):
@@ -36,7 +35,7 @@ class KeyForm(ReasonModelForm):
 
 @admin.register(AccessKey)
 class KeyPage(ActionAdmin):
-    """Access keys: created (shown once), looked at, revoked; never changed."""
+    """Access keys: created (shown once), looked at, limited, revoked."""
 
     list_display = ("name", "token_key", "state", "scope_list", "user", *LIMITS, "created")
     list_filter = ("revoked_at", "user")
@@ -45,6 +44,7 @@ class KeyPage(ActionAdmin):
     ordering = ("-created",)
     form = KeyForm
     actions_detail = ("revoke",)
+    SHOWN = ("name", "token_key", "state", "scope_list", "user", "created", "expiry", "revoked_at")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
@@ -52,15 +52,23 @@ class KeyPage(ActionAdmin):
                 (None, {"fields": ("name", "user", "scopes", "expiry")}),
                 ("Limits (empty: none)", {"fields": (*LIMITS, "reason")}),
             ]
-        shown = ("name", "token_key", "state", "scope_list", "user", "created", "expiry", "revoked_at")
-        return [(None, {"fields": shown}), ("Limits", {"fields": LIMITS})]
+        limits = (*LIMITS, "reason") if self.has_change_permission(request, obj) else LIMITS
+        return [(None, {"fields": self.SHOWN}), ("Limits (empty: none)", {"fields": limits})]
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return self.SHOWN if obj else ()
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """Of a key that is there only its limits are asked for."""
+        return super().get_form(request, obj, change, **({"form": ReasonModelForm} if obj else {}), **kwargs)
+
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A key is never changed; whoever may delete keys may revoke them."""
-        return False
+        """What is revoked stays as it was; whoever may delete keys may revoke them."""
+        allowed: bool = super().has_change_permission(request, obj)
+        return allowed and (obj is None or obj.revoked_at is None)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """The row stays for the record."""
@@ -99,13 +107,19 @@ class KeyPage(ActionAdmin):
         form.created_key = key
         return key
 
+    def update_row(
+        self, obj: AccessKey, *, actor: str, reason: str, changes: dict[str, Any], form: Any
+    ) -> None:
+        change_key(obj, changes, actor=actor, reason=reason)
+
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> None:
         """The event says it already."""
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """Create it, and keep its text for the answer to this very request only."""
+        """A new one's text is kept for the answer to this very request only."""
         super().save_model(request, obj, form, change)
-        request.raw_key = form.raw_key  # type: ignore[attr-defined]
+        if not change:
+            request.raw_key = form.raw_key  # type: ignore[attr-defined]
 
     def response_add(
         self, request: HttpRequest, obj: Any, post_url_continue: str | None = None

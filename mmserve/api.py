@@ -9,7 +9,7 @@ from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from mmserve.key_actions import create_key, revoke_key
+from mmserve.key_actions import EDITABLE, change_key, create_key, revoke_key
 from mmserve.models import SCOPES, AccessKey
 from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
@@ -37,12 +37,23 @@ class KeySerializer(StrictSerializer, serializers.ModelSerializer):
             "requests_per_minute",
             "tokens_per_minute",
             "max_concurrency",
+            "priority",
             "created",
             "expiry",
             "revoked_at",
             "reason",
         )
         read_only_fields = ("token_key", "created", "revoked_at")
+
+
+class KeyChangeSerializer(StrictSerializer, serializers.ModelSerializer):
+    """What can be changed of a key."""
+
+    reason = reason_field()
+
+    class Meta:
+        model = AccessKey
+        fields = (*EDITABLE, "reason")
 
 
 class CreatedKeySerializer(KeySerializer):
@@ -55,7 +66,7 @@ class CreatedKeySerializer(KeySerializer):
 
 
 class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
-    """Access keys: create, look at, revoke."""
+    """Access keys: create, look at, change their limits, revoke."""
 
     queryset = AccessKey.objects.all()
     serializer_class = KeySerializer
@@ -69,6 +80,14 @@ class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
         body: dict[str, Any] = checked(KeySerializer, request)
         key, raw = create_key(user=request.user, actor=actor_of(request), **body)
         return Response({**KeySerializer(key).data, "key": raw}, status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=KeyChangeSerializer, responses=KeySerializer)
+    def partial_update(self, request: Request, pk: str) -> Response:
+        """Other limits or another class, from now on."""
+        body: dict[str, Any] = checked(KeyChangeSerializer, request)
+        reason = body.pop("reason", "")
+        row = change_key(self.get_object(), body, actor=actor_of(request), reason=reason)
+        return Response(KeySerializer(row).data)
 
     def perform_destroy(self, instance: AccessKey) -> None:
         """Revoke: the row stays for the record."""

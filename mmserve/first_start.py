@@ -60,7 +60,9 @@ def ensure_credentials() -> Credentials:
         user.is_staff = user.is_superuser = True
         user.set_password(password)
         user.save()
-        _, api_key = create_key(name="first start", user=user, actor="first start", scopes=list(SCOPES))
+        _, api_key = create_key(
+            name="first start", user=user, actor="first start", scopes=list(SCOPES), priority="high"
+        )
     made = Credentials(url=url, username="admin", password=password, api_key=api_key)
     write_private(path, json.dumps(made, indent=2) + "\n")
     return made

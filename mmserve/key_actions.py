@@ -1,4 +1,4 @@
-"""What may be done to access keys: create and revoke."""
+"""What may be done to access keys: create, change their limits, revoke."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from knox.settings import CONSTANTS
 from mmserve.errors import Conflict, InvalidRequest
 from mmserve.models import AccessKey, default_scopes
 from registry.revision import bump
+
+EDITABLE = ("requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
 
 
 @transaction.atomic
@@ -42,14 +44,40 @@ def create_key(
         token_key=raw[: CONSTANTS.TOKEN_KEY_LENGTH],
         **limits,
     )
+    _check(key)
+    key.save(force_insert=True)
+    bump("key.created", str(key), actor, reason, {"id": str(key.id), "scopes": key.scopes})
+    return key, raw
+
+
+@transaction.atomic
+def change_key(key: AccessKey, changes: dict[str, Any], *, actor: str, reason: str = "") -> AccessKey:
+    """Other limits or another class for a key; every gateway goes by them within a second."""
+    for field in changes:
+        if field not in EDITABLE:
+            raise InvalidRequest(
+                f"'{field}' of a key cannot be changed; what can: {', '.join(EDITABLE)}", param=field
+            )
+    row = AccessKey.objects.select_for_update().get(pk=key.pk)
+    if row.revoked_at is not None:
+        raise Conflict(f"{row} is revoked")
+    before = {field: getattr(row, field) for field in changes}
+    for field, value in changes.items():
+        setattr(row, field, value)
+    _check(row)
+    if changes:
+        row.save(update_fields=list(changes))
+        bump("key.changed", str(row), actor, reason, {"id": str(row.id), "from": before, "to": changes})
+    return row
+
+
+def _check(key: AccessKey) -> None:
+    """Refuse what makes no sense; names the field."""
     try:
         key.full_clean()
     except ValidationError as error:
         field, messages = next(iter(error.message_dict.items()))
         raise InvalidRequest(f"{field}: {messages[0]}", param=field) from error
-    key.save(force_insert=True)
-    bump("key.created", str(key), actor, reason, {"id": str(key.id), "scopes": key.scopes})
-    return key, raw
 
 
 @transaction.atomic

@@ -10,6 +10,8 @@ from django.db import models
 from knox.models import AbstractAuthToken
 from knox.settings import CONSTANTS
 
+# From the most important to the least.
+PRIORITIES = ("high", "normal", "low")
 SCOPES = ("infer", "manage")
 
 
@@ -37,6 +39,13 @@ class AccessKey(AbstractAuthToken):
     tokens_per_minute = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
     max_concurrency = models.PositiveIntegerField(
         default=1000, validators=[MinValueValidator(1)], help_text="requests in flight at once"
+    )
+    priority = models.CharField(
+        "highest priority",
+        max_length=10,
+        default="normal",
+        choices=[(name, name) for name in PRIORITIES],
+        help_text="the best class that its requests may ask for; those that ask for none are normal, or this",
     )
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
+from inference.gateway.holding import Hold
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
@@ -70,8 +71,12 @@ class Admission:
         drain_per_s: float,
         now: float,
         replaces: str = "",
+        hold: Hold | None = None,
     ) -> Rates:
-        """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way."""
+        """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way.
+
+        ``hold``: nothing is up that would run it now.
+        """
         queue = queue_name(deployment.id, request.priority)
         fields = job_fields(
             request,
@@ -101,7 +106,7 @@ class Admission:
                 grant.tokens_per_minute or 0,
                 reserved_tokens,
                 grant.max_concurrency or 0,
-                deployment.limits.queue_bound,
+                deployment.limits.hold_bound if hold else deployment.limits.queue_bound,
                 replaces,
                 grant.id,
                 *fields,
@@ -117,6 +122,8 @@ class Admission:
             tokens_reset_ms,
         )
         if verdict != b"ok":
+            if hold is not None and verdict == b"queue":
+                raise Refused(hold.full(waiting), rates)
             raise Refused(_refusal(verdict, wait_ms / 1000, waiting, grant, deployment, drain_per_s), rates)
         return rates
 

@@ -22,6 +22,7 @@ class KeyGrant(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrency: int | None = None
+    priority: str = "high"  # the highest class that its requests may ask for
     expires_at: float | None = None  # unix time
     revision: int = 0
 

@@ -13,12 +13,13 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.flight import Flight
+from inference.gateway.holding import class_of, deadline_s_of, worth_waiting_for
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
 from inference.gateway.usage import UsageRecord
 from mmserve.errors import ContextLengthExceeded, InvalidRequest, MmserveError, ModelNotLoaded, Unavailable
-from routing.core.decision import LOADING, NO_CHAT_TEMPLATE, NO_REPLICA, Decision, RequestFacts, decide
+from routing.core.decision import NO_CHAT_TEMPLATE, Decision, RequestFacts, decide
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -98,14 +99,16 @@ class Generator:
             await self._live.news()
             decision = self.decide(plan, request_id)
         table = self._table()
-        held = decision.chosen is None
-        deployment = _worth_waiting_for(decision, table) if held else table.deployments[decision.chosen or ""]
-        if deployment is None:
+        hold = worth_waiting_for(decision, table) if decision.chosen is None else None
+        if decision.chosen is None and hold is None:
             raise _nothing_serves(plan, decision, table, self._live)
+        deployment = hold.deployment if hold else table.deployments[decision.chosen or ""]
         _check_limits(plan, deployment)
         now = time.time()
-        deadline_s = deployment.limits.default_deadline_s
-        request = plan.request(request_id, self._reply_to, now + deadline_s)
+        deadline_s = deadline_s_of(plan, deployment)
+        if hold is not None and hold.eta_s is not None and hold.eta_s > deadline_s:
+            raise hold.too_late(deadline_s)
+        request = plan.request(request_id, self._reply_to, now + deadline_s, class_of(plan, grant))
         flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
         load = self._live.loads.get(deployment.id)
         self._hub.add(flight)
@@ -118,6 +121,7 @@ class Generator:
                 reserved_tokens=plan.reserved_tokens,
                 drain_per_s=load.jobs_per_s if load else 0.0,
                 now=now,
+                hold=hold,
             )
         except (MmserveError, Refused):
             self._hub.remove(flight)
@@ -127,7 +131,7 @@ class Generator:
             self._hub.remove(flight)
             await asyncio.shield(self._stop(flight))
             raise
-        if held:
+        if hold is not None:
             # Its job waits in the queue; the controller sees it there and brings the model up.
             self._admission.wake_controller()
         return Generation(request_id, plan, decision, rates, flight)
@@ -189,23 +193,6 @@ def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
             f"max_tokens is {plan.sampling.max_tokens}; {deployment.served_id} makes at most {most}.",
             param="max_tokens",
         )
-
-
-def _worth_waiting_for(decision: Decision, table: RoutingTable) -> DeploymentEntry | None:
-    """A deployment that only has to be brought up, before the request's deadline; Unavailable if that is too late."""
-    for one in decision.candidates:
-        entry = table.deployments[one.id]
-        if set(one.reasons) <= {NO_REPLICA, LOADING} and entry.wanted_replicas and not entry.failure:
-            if entry.load_s is not None and entry.load_s > entry.limits.default_deadline_s:
-                raise Unavailable(
-                    f"{entry.served_id} is not up, and takes {entry.load_s:.0f} s to load: longer than a request "
-                    f"may take ({entry.limits.default_deadline_s:.0f} s).",
-                    param="model",
-                    code="model_loading",
-                    retry_after_s=entry.load_s,
-                )
-            return entry
-    return None
 
 
 def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:

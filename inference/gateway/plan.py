@@ -30,7 +30,8 @@ class Plan:
     continue_final_message: bool = False
     add_special_tokens: bool = True
     echo: bool = False
-    priority: str = "normal"
+    priority: str | None = None  # as it was asked for
+    deadline_s: float | None = None
 
     @property
     def choices(self) -> int:
@@ -48,7 +49,7 @@ class Plan:
         """A guess at the prompt's tokens and the most that may be made; settled when the answer is done."""
         return estimate_tokens(self) + (self.sampling.max_tokens or DEFAULT_RESERVED_OUTPUT) * self.choices
 
-    def request(self, request_id: str, reply_to: str, deadline: float) -> GenerateRequest:
+    def request(self, request_id: str, reply_to: str, deadline: float, priority: str) -> GenerateRequest:
         """The job's argument."""
         return GenerateRequest(
             request_id=request_id,
@@ -62,7 +63,7 @@ class Plan:
             continue_final_message=self.continue_final_message,
             add_special_tokens=self.add_special_tokens,
             echo=self.echo,
-            priority=self.priority,
+            priority=priority,
         )
 
 

@@ -55,7 +55,9 @@ class Recovery:
         for flight in self._hub:
             if flight.over:
                 continue
-            if now > flight.deadline_at + self._config.deadline_grace_s:
+            # An engine that has it says itself that the deadline has passed.
+            grace_s = self._config.deadline_grace_s if flight.accepted else 0.0
+            if now > flight.deadline_at + grace_s:
                 self._expire(flight)
                 continue
             if flight.idle_after_s is not None and now - flight.sent_at > flight.idle_after_s:

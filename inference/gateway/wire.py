@@ -80,6 +80,9 @@ class SharedFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     guided_grammar: Annotated[str, Meta(min_length=1, max_length=65536)] | None = None
     priority: int | Literal["high", "normal", "low"] | None = None
 
+    # Ours: how long this request may take; never longer than its deployment allows
+    deadline_ms: Count | None = None
+
     # OpenAI's, without an effect on a self-hosted model
     user: ShortText | None = None
     metadata: Metadata | None = None
@@ -138,11 +141,16 @@ def sampling_of(body: SharedFields, *, max_tokens: int | None, logprobs: int | N
     return sampling
 
 
-def priority_of(body: SharedFields) -> str:
-    """The queue's class; vLLM's numbers (lower is sooner) fold into the three classes."""
+def priority_of(body: SharedFields) -> str | None:
+    """The class that is asked for; vLLM's numbers (lower is sooner) fold into the three."""
     if body.priority is None or isinstance(body.priority, str):
-        return body.priority or "normal"
+        return body.priority
     return "high" if body.priority < 0 else "low" if body.priority > 0 else "normal"
+
+
+def deadline_s_of(body: SharedFields) -> float | None:
+    """The deadline that is asked for, in seconds."""
+    return None if body.deadline_ms is None else body.deadline_ms / 1000
 
 
 def set_json_schema(sampling: Sampling, schema: Any, param: str) -> None:

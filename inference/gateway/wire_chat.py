@@ -9,7 +9,14 @@ from msgspec import Meta
 
 from inference.gateway.plan import Plan
 from inference.gateway.strict_json import refuse_deep
-from inference.gateway.wire import Count, SharedFields, priority_of, refuse_unsupported, sampling_of
+from inference.gateway.wire import (
+    Count,
+    SharedFields,
+    deadline_s_of,
+    priority_of,
+    refuse_unsupported,
+    sampling_of,
+)
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
 from mmserve.errors import InvalidRequest
 
@@ -121,6 +128,7 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
         priority=priority_of(body),
+        deadline_s=deadline_s_of(body),
     )
 
 

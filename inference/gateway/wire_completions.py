@@ -8,7 +8,14 @@ import msgspec
 from msgspec import Meta
 
 from inference.gateway.plan import Plan
-from inference.gateway.wire import MAX_INT32, SharedFields, priority_of, refuse_unsupported, sampling_of
+from inference.gateway.wire import (
+    MAX_INT32,
+    SharedFields,
+    deadline_s_of,
+    priority_of,
+    refuse_unsupported,
+    sampling_of,
+)
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
 from mmserve.errors import InvalidRequest
 
@@ -68,6 +75,7 @@ def plan_completion(body: CompletionBody, model: str) -> Plan:
         add_special_tokens=body.add_special_tokens is not False,
         echo=bool(body.echo),
         priority=priority_of(body),
+        deadline_s=deadline_s_of(body),
     )
 
 

@@ -18,6 +18,7 @@ class Limits:
     """What one deployment lets a request ask for; None is "as the engine says"."""
 
     queue_bound: int = 256
+    hold_bound: int = 256  # requests that may wait for it to come up
     default_deadline_s: float = 300.0
     context_length: int | None = None
     max_output_tokens: int | None = None

@@ -12,7 +12,7 @@ from django.utils import timezone
 from mmserve.command import DataCommand, actor, add_reason
 from mmserve.errors import InvalidRequest, NotFound
 from mmserve.key_actions import create_key
-from mmserve.models import SCOPES
+from mmserve.models import PRIORITIES, SCOPES
 
 MAX_DAYS = 36500
 
@@ -30,11 +30,15 @@ class Command(DataCommand):
         parser.add_argument("--requests-per-minute", type=int)
         parser.add_argument("--tokens-per-minute", type=int)
         parser.add_argument("--max-concurrency", type=int, default=1000)
+        parser.add_argument(
+            "--priority", choices=PRIORITIES, default="normal", help="the best class that it may ask for"
+        )
         add_reason(parser)
 
     def run(self, *, name: str, scopes: list[str] | None, reason: str, **options: Any) -> dict[str, Any]:
         limits = {
-            field: options[field] for field in ("requests_per_minute", "tokens_per_minute", "max_concurrency")
+            field: options[field]
+            for field in ("requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
         }
         key, raw = create_key(
             name=name,

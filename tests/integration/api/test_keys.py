@@ -129,3 +129,48 @@ def test_a_session_writes_only_with_its_csrf_token(ada: User) -> None:
     client.force_login(ada)
 
     assert client.post("/v1/registry/models", {"name": "x"}, format="json").status_code == 403
+
+
+def test_a_keys_limits_are_changed_over_rest_with_an_event(
+    manager: APIClient, infer_key: tuple[AccessKey, str]
+) -> None:
+    key, _ = infer_key
+    assert key.priority == "normal"
+    changes = {"requests_per_minute": 7, "priority": "high"}
+    answer = manager.patch(
+        f"/v1/registry/keys/{key.pk}", {**changes, "reason": "a bigger customer"}, format="json"
+    )
+
+    assert answer.status_code == 200
+    assert {name: answer.json()[name] for name in changes} == changes
+    event = Event.objects.first()
+    assert event is not None
+    assert (event.kind, event.actor, event.reason) == ("key.changed", "key:ops", "a bigger customer")
+    assert event.data["from"] == {"requests_per_minute": None, "priority": "normal"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"priority": "urgent"}, "priority"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_concurrency": None}, "max_concurrency"),
+        ({"scopes": ["manage"]}, "scopes"),
+        ({"requests_per_minute": "7"}, "requests_per_minute"),
+        ({"tokens_per_minute": 2**70}, "tokens_per_minute"),
+    ],
+)
+def test_a_wrong_limit_is_refused_by_name(
+    manager: APIClient, infer_key: tuple[AccessKey, str], body: dict[str, Any], param: str
+) -> None:
+    answer = manager.patch(f"/v1/registry/keys/{infer_key[0].pk}", body, format="json")
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_a_revoked_key_is_not_changed(manager: APIClient, infer_key: tuple[AccessKey, str]) -> None:
+    key, _ = infer_key
+    revoke_key(key, actor="tests")
+
+    assert manager.patch(f"/v1/registry/keys/{key.pk}", {"priority": "low"}, format="json").status_code == 409

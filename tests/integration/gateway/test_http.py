@@ -195,7 +195,7 @@ async def test_a_held_request_wakes_the_controller(open_gateway, redis_url):
 @pytest.mark.parametrize(
     ("entry", "code", "words"),
     [
-        ({"load_s": 90.0}, "model_loading", "takes 90 s to load: longer than a request may take (30 s)"),
+        ({"load_s": 90.0}, "model_loading", "expected in 90 s: longer than this request may take (30 s)"),
         ({"failure": "given up after 5 tries: out of memory"}, "model_not_loaded", "out of memory"),
     ],
 )

@@ -32,5 +32,9 @@ def plan(endpoint: Any = "chat.completions", *, sampling: Sampling | None = None
 def flight(request_id: str = "r", of: Plan | None = None) -> Flight:
     of = of or plan()
     return Flight(
-        of.request(request_id, "reply", time.time() + 60), of, GRANT, ECHO, deadline_at=time.monotonic() + 60
+        of.request(request_id, "reply", time.time() + 60, "normal"),
+        of,
+        GRANT,
+        ECHO,
+        deadline_at=time.monotonic() + 60,
     )
