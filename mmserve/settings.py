@@ -223,7 +223,11 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "ENFORCE_NON_BLANK_FIELDS": True,
     "COMPONENT_SPLIT_REQUEST": True,
-    "ENUM_NAME_OVERRIDES": {"ObjectModelEnum": ["model"], "ObjectListEnum": ["list"]},
+    "ENUM_NAME_OVERRIDES": {
+        "ObjectModelEnum": ["model"],
+        "ObjectListEnum": ["list"],
+        "PriorityEnum": ["high", "normal", "low"],
+    },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
     "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "mmserve.schema.add_hot_path"],
