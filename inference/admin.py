@@ -13,8 +13,9 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from inference import actions
+from inference.admin_memory import memory_table
 from inference.beats import read_beats
-from inference.memory import NODE_LOST_AFTER_S, estimate_for
+from inference.memory import NODE_LOST_AFTER_S
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.protocol import ReplicaBeat
 from inference.status import Status, statuses
@@ -92,10 +93,17 @@ class ServedVersionPage(LoadUnload, VersionPage):
 
     list_display = ("served_id", "state_label", "status", *VersionPage.list_display[2:])
     actions_detail = ("load", "unload", *VersionPage.actions_detail)
-    SHOWN = ("state_label", "progress_bar", "status", "status_reason")
+    SHOWN = ("state_label", "progress_bar", "status", "status_reason", "memory_of")
 
     def version_of(self, row: ModelVersion) -> ModelVersion:
         return row
+
+    @display(description="Memory a replica")
+    def memory_of(self, obj: ModelVersion) -> SafeString | str:
+        if not obj.facts:
+            return "Known once its files are here."
+        deployment = Deployment.objects.filter(version=obj).first()
+        return memory_table(deployment or Deployment(version=obj, **obj.engine_options))
 
 
 class ReplicaInline(ReadOnlyInline):
@@ -157,11 +165,9 @@ class DeploymentPage(LoadUnload):
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("version__model")
 
-    @display(description="Memory a replica, estimated")
+    @display(description="Memory a replica")
     def memory_of(self, obj: Deployment) -> SafeString:
-        found = estimate_for(obj)
-        parts = [(name.replace("_", " "), in_bytes(count)) for name, count in found.parts().items()]
-        return facts_table([("total", in_bytes(found.total_bytes)), *parts])
+        return memory_table(obj)
 
     @display(description="KV cache", ordering="kv_cache_bytes")
     def kv_cache(self, obj: Deployment) -> str:

@@ -7,7 +7,8 @@ from datetime import timedelta
 from django.db.models import Q, Sum
 from django.utils import timezone
 
-from inference.capacity.estimate import MemoryEstimate, estimate
+from inference.calibration import calibrated_for
+from inference.capacity.estimate import MemoryEstimate
 from inference.capacity.placement import DeviceRoom
 from inference.models import ALIVE, Deployment, Device
 
@@ -15,16 +16,8 @@ NODE_LOST_AFTER_S = 15
 
 
 def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEstimate:
-    """What one replica of this deployment takes."""
-    return estimate(
-        facts=deployment.version.facts,
-        dtype=deployment.dtype,
-        kv_cache_bytes=-(-deployment.kv_cache_bytes // deployment.tensor_parallel),
-        device_kind=device_kind,
-        max_streams=deployment.max_streams,
-        quantization=deployment.quantization or None,
-        tensor_parallel=deployment.tensor_parallel,
-    )
+    """What one replica of this deployment takes of each of its devices."""
+    return calibrated_for(deployment, device_kind)
 
 
 def device_rooms(*, could_sleep: bool = False) -> list[DeviceRoom]:

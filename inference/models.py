@@ -35,7 +35,9 @@ class Deployment(models.Model):
         help_text="requests in one running batch",
     )
     kv_cache_bytes = models.PositiveBigIntegerField(
-        default=512 * 2**20, validators=[MinValueValidator(2**20)], help_text="memory for the KV cache"
+        default=512 * 2**20,
+        validators=[MinValueValidator(2**20)],
+        help_text="memory for the KV cache, on each of its devices",
     )
     prefix_caching = models.BooleanField(default=True)
     in_process = models.BooleanField(
@@ -212,3 +214,37 @@ class Replica(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment.name}/{str(self.id)[:8]}"
+
+
+class LoadObservation(models.Model):
+    """What one load was predicted to take, and took: bytes by part, on each of its devices."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="load_observations")
+    replica = models.OneToOneField(Replica, on_delete=models.SET_NULL, null=True, related_name="observation")
+    device_kind = models.CharField(max_length=100)
+    quantization = models.CharField("quantization on load", max_length=40, blank=True)
+    # The options that change what a replica takes, and their digest to find them by.
+    options = models.JSONField(default=dict)
+    options_key = models.CharField(max_length=16)
+    calculated = models.JSONField(default=dict)  # from the checkpoint alone
+    predicted = models.JSONField(default=dict)  # corrected by earlier loads: what was reserved
+    measured = models.JSONField(default=dict)
+    # Of the prediction, as a share of what was measured; positive: too much was predicted.
+    error = models.FloatField()
+    peak_streams = models.PositiveIntegerField(default=0)
+    at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering = ("-at", "-pk")
+        indexes = [
+            models.Index(fields=("version", "device_kind", "-at"), name="observations_of_a_version"),
+            models.Index(fields=("device_kind", "quantization", "-at"), name="observations_of_a_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version} on {self.device_kind}"
+
+    @property
+    def batch_was_full(self) -> bool:
+        """Whether all streams ran at once: then its activations are known, too."""
+        return self.peak_streams >= self.options.get("max_streams", 0)

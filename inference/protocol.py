@@ -164,6 +164,8 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     max_streams: int = 0
     context_length: int = 0
     rss_bytes: int = 0
+    memory: dict[str, int] = {}  # bytes by part, on each of its devices; empty while it loads
+    peak_running: int = 0  # streams, since it was loaded
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):

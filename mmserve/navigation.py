@@ -40,6 +40,12 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str | None], ...]], ...] =
                 "inference.view_deployment",
             ),
             ("Replicas", "memory", "admin:inference_replica_changelist", "inference.view_replica"),
+            (
+                "Memory",
+                "memory_alt",
+                "admin:inference_loadobservation_changelist",
+                "inference.view_loadobservation",
+            ),
             ("Nodes", "dns", "admin:inference_node_changelist", "inference.view_node"),
             ("Jobs", "work_history", "django_rq:home", "django_rq.view_dashboard"),
         ),

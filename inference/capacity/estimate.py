@@ -1,24 +1,38 @@
-"""What a replica will take of its device, before it is loaded: by part, from the checkpoint's own facts.
+"""What a replica will take of each of its devices, before it is loaded: by part, from the checkpoint's own facts.
 
 KV cache a token and layer: keys and values of every KV head (GQA, Ainslie 2023); with multi-head latent
 attention one compressed vector and the rotary key (MLA, DeepSeek-V2 2024). Layers with a sliding window keep no
-more than the window. Layers with a recurrent state (Mamba, linear attention) keep a state a stream instead.
+more than the window. Layers with a recurrent state (Mamba, linear attention) keep a state a stream instead, which
+vLLM takes from the same pool.
+
+Tensor parallel (Megatron-LM, Shoeybi 2019) shares heads, feed-forward and vocabulary. What cannot be shared is on
+every device: MLA's latent vector, and a KV head where there are fewer heads than devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
-# What a CPU engine process has for itself beside weights and KV cache, after a full batch: 435-460 MiB with a
-# vocabulary of 49,152 (SmolLM2), 1,310 MiB with 262,144 (Gemma 3), measured as USS; with a margin.
-CPU_ENGINE_OVERHEAD_BYTES = 384 * 2**20
-CPU_BYTES_A_VOCABULARY_ENTRY = 4096
-# A CUDA context, cuBLAS workspaces and CUDA graphs of a small model.
-GPU_ENGINE_OVERHEAD_BYTES = 2 * GIB
+# What a CPU engine process has for itself beside weights, KV cache and batches, measured as USS: 315 MiB with a
+# vocabulary of 49,152 (SmolLM2), 607 MiB with 262,144 (Gemma 3), whose tokenizers make the difference.
+CPU_RUNTIME_BYTES = 256 * MIB
+CPU_BYTES_A_VOCABULARY_ENTRY = 1536
+# vLLM's CPU kernels keep embeddings and head in a layout of their own, beside the weight that they share.
+CPU_COPIES_OF_THE_VOCABULARY = 2
+# On a GPU: the CUDA context with its kernels; cuBLAS workspaces and what torch's allocator leaves between blocks;
+# NCCL's buffers where several devices share a replica.
+CUDA_CONTEXT_BYTES = 512 * MIB
+GPU_RUNTIME_BYTES = 512 * MIB
+NCCL_BYTES = 512 * MIB
+CUDA_GRAPH_BYTES_A_LAYER = 20 * MIB
+# vLLM's own choice where a deployment makes none.
+BATCHED_TOKENS = 2048
+# float32 logits, and what sampling makes of them: sorted, as probabilities.
+LOGITS_BYTES = 3 * 4
 
 DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 # Bytes a weight when it is quantized on load, scales included; embeddings and the head stay as they are.
@@ -35,33 +49,32 @@ QUANTIZED_BYTES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes by part, on one device."""
+    """Bytes by part, on each of the replica's devices."""
 
     weights_bytes: int
     kv_cache_bytes: int
-    overhead_bytes: int
     state_bytes: int = 0  # recurrent states of all streams
+    activations_bytes: int = 0  # of the largest batch
+    cuda_graphs_bytes: int = 0
+    context_bytes: int = 0  # CUDA's
+    runtime_bytes: int = 0
+    calibrated: bool = False  # by what an earlier load of the same thing took
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes + self.overhead_bytes + self.state_bytes
+        return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """By name, for people."""
-        found = {
-            "weights": self.weights_bytes,
-            "kv_cache": self.kv_cache_bytes,
-            "states": self.state_bytes,
-            "overhead": self.overhead_bytes,
-        }
-        return {name: count for name, count in found.items() if count}
+        """By name, for people; without what is not there."""
+        named = {one.name.removesuffix("_bytes"): getattr(self, one.name) for one in fields(self)[:-1]}
+        return {name: count for name, count in named.items() if count}
 
 
 @dataclass(frozen=True, slots=True)
 class KvCost:
-    """Of one stream on all devices together: bytes a token, until a window is full, and a fixed state."""
+    """Of one stream on each device: bytes a token, until a window is full, and a fixed state."""
 
     full_bytes: int  # a token, layers that attend to everything
     window_bytes: int  # a token, layers with a window
@@ -79,7 +92,7 @@ class KvCost:
         return self.full_bytes * tokens + self.window_bytes * windowed + self.state_bytes
 
 
-def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0) -> KvCost | None:
+def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0, tensor_parallel: int = 1) -> KvCost | None:
     """What the cache costs, from facts; None where they do not tell."""
     layers = facts.get("layers")
     if not layers:
@@ -89,7 +102,7 @@ def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0) -> KvCost | None
     if facts.get("kv_lora_rank"):
         width = facts["kv_lora_rank"] + (facts.get("rope_head_size") or 0)
     elif facts.get("kv_heads") and facts.get("head_size"):
-        width = 2 * facts["kv_heads"] * facts["head_size"]
+        width = 2 * -(-facts["kv_heads"] // tensor_parallel) * facts["head_size"]
     elif attending == 0:
         width = 0
     else:
@@ -100,11 +113,12 @@ def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0) -> KvCost | None
     if window:
         found = facts.get("window_layers")
         windowed = attending if found is None else min(attending, found)
+    state = -(-(facts.get("state_size") or 0) // tensor_parallel)
     return KvCost(
         full_bytes=a_layer * (attending - windowed),
         window_bytes=a_layer * windowed,
         window=window if windowed else None,
-        state_bytes=recurrent * int((facts.get("state_size") or 0) * dtype_bytes),
+        state_bytes=recurrent * int(state * dtype_bytes),
     )
 
 
@@ -117,34 +131,94 @@ def estimate(
     quantization: str | None = None,
     tensor_parallel: int = 1,
     max_streams: int = 1,
+    max_batched_tokens: int | None = None,
 ) -> MemoryEstimate:
-    """One replica's share of one device: weights as stored or as the options make of them, cache, states, the rest."""
-    weights = weight_bytes(facts, dtype, quantization)
-    cost = kv_cost(facts)
-    vocabulary = facts.get("vocabulary") or 0
-    if device_kind == "cpu":
-        overhead = CPU_ENGINE_OVERHEAD_BYTES + CPU_BYTES_A_VOCABULARY_ENTRY * vocabulary
+    """One replica's share of each device, of which ``kv_cache_bytes`` are its cache."""
+    on_cpu = device_kind == "cpu"
+    cost = kv_cost(facts, _dtype_bytes(dtype), tensor_parallel)
+    states = min(kv_cache_bytes, (cost.state_bytes if cost else 0) * max_streams)
+    vocabulary, layers = facts.get("vocabulary") or 0, facts.get("layers") or 0
+    weights = weight_share(facts, dtype, quantization, tensor_parallel)
+    if on_cpu:
+        embedded = vocabulary * (facts.get("hidden_size") or 0)
+        weights += int(CPU_COPIES_OF_THE_VOCABULARY * _dtype_bytes(dtype) * embedded)
+        runtime = CPU_RUNTIME_BYTES + CPU_BYTES_A_VOCABULARY_ENTRY * vocabulary
     else:
-        overhead = GPU_ENGINE_OVERHEAD_BYTES
+        runtime = GPU_RUNTIME_BYTES + (NCCL_BYTES if tensor_parallel > 1 else 0)
     return MemoryEstimate(
-        weights_bytes=-(-weights // tensor_parallel),
-        kv_cache_bytes=kv_cache_bytes,
-        overhead_bytes=overhead,
-        state_bytes=-(-(cost.state_bytes if cost else 0) * max_streams // tensor_parallel),
+        weights_bytes=weights,
+        kv_cache_bytes=kv_cache_bytes - states,
+        state_bytes=states,
+        activations_bytes=activation_bytes(
+            facts, dtype, max_batched_tokens or BATCHED_TOKENS, max_streams, tensor_parallel
+        ),
+        cuda_graphs_bytes=0 if on_cpu else CUDA_GRAPH_BYTES_A_LAYER * layers,
+        context_bytes=0 if on_cpu else CUDA_CONTEXT_BYTES,
+        runtime_bytes=runtime,
     )
 
 
+def activation_bytes(
+    facts: Mapping[str, Any], dtype: str, tokens: int, streams: int, tensor_parallel: int = 1
+) -> int:
+    """The peak of one step: what one layer holds of a full batch, and the logits of all streams.
+
+    A layer holds the residual, its normed copy, attention's input and output, and of the feed-forward part its
+    gate, its up projection and their product; one layer's are freed before the next.
+    """
+    hidden = facts.get("hidden_size") or 0
+    head_size = facts.get("head_size") or 0
+    heads = (facts.get("heads") or 0) + 2 * (facts.get("kv_heads") or 0)
+    shared = heads * head_size + 3 * (facts.get("intermediate_size") or 4 * hidden)
+    a_token = int(_dtype_bytes(dtype) * (4 * hidden + -(-shared // tensor_parallel)))
+    return tokens * a_token + streams * LOGITS_BYTES * (facts.get("vocabulary") or 0)
+
+
+def weight_share(
+    facts: Mapping[str, Any], dtype: str = "auto", quantization: str | None = None, tensor_parallel: int = 1
+) -> int:
+    """Bytes of the weights on each device: a share, and what every device has whole."""
+    whole = weight_bytes(facts, dtype, quantization)
+    if tensor_parallel == 1:
+        return whole
+    parameters = facts.get("parameters") or 0
+    a_weight = whole / parameters if parameters else 0.0
+    replicated = 0
+    hidden, layers = facts.get("hidden_size") or 0, facts.get("layers") or 0
+    kv_heads, head_size = facts.get("kv_heads") or 0, facts.get("head_size") or 0
+    if facts.get("kv_lora_rank"):
+        replicated = layers * hidden * (facts["kv_lora_rank"] + (facts.get("rope_head_size") or 0))
+    elif 0 < kv_heads < tensor_parallel:
+        # Each device has one whole KV head: kv_heads / tensor_parallel of it would be its share.
+        attending = layers - (facts.get("recurrent_layers") or 0)
+        replicated = attending * 2 * hidden * head_size
+        whole -= int(kv_heads * replicated * a_weight)
+        return -(-whole // tensor_parallel) + int(replicated * a_weight)
+    kept = int(replicated * a_weight)
+    return -(-(whole - kept) // tensor_parallel) + kept
+
+
 def weight_bytes(facts: Mapping[str, Any], dtype: str = "auto", quantization: str | None = None) -> int:
-    """Bytes of the weights in memory: ``auto`` is as stored; quantized ones keep embeddings and head."""
+    """Bytes of the weights in memory: ``auto`` is as stored; quantized ones keep embeddings and head.
+
+    What is stored quantized stays so, whatever the dtype; vLLM's ``auto`` makes 16 bits of float32.
+    """
     parameters, stored = facts.get("parameters") or 0, facts.get("weight_bytes") or 0
-    if not parameters:
+    if not parameters or facts.get("quantization"):
         return stored
+    if dtype == "auto" and facts.get("dtype") == "float32":
+        dtype = "bfloat16"
     plain = parameters * DTYPE_BYTES[dtype] if dtype in DTYPE_BYTES else stored
     if quantization in QUANTIZED_BYTES:
         embedded = (facts.get("vocabulary") or 0) * (facts.get("hidden_size") or 0)
         embedded = min(parameters, embedded * (1 if facts.get("tied_embeddings") else 2))
         plain = (parameters - embedded) * QUANTIZED_BYTES[quantization] + embedded * plain / parameters
     return int(plain)
+
+
+def _dtype_bytes(dtype: str) -> float:
+    """Of activations, cache and whatever is not quantized."""
+    return 4.0 if dtype == "float32" else 2.0
 
 
 def gib(size_bytes: int) -> str:

@@ -16,6 +16,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, Usage
+from inference.engine.footprint import MEASURE, Footprint
 from inference.engine.lean import without_tokenizer_pool
 from inference.engine.options import GUIDED_OFF, engine_arguments
 from inference.engine.preparation import Body, Preparation
@@ -58,6 +59,7 @@ class VllmEngine:
         self._answers: dict[str, Answer] = {}
         self._request_ids: dict[str, list[str]] = {}
         self._ready_made: list[Output] = []
+        self._footprint = Footprint(self._engine.collective_rpc(MEASURE))
 
     def is_light(self, request: GenerateRequest) -> bool:
         size = sum(map(len, request.prompts or ()))
@@ -130,6 +132,9 @@ class VllmEngine:
     def kv_usage(self) -> float:
         """From token counts, for both kinds of engine; a shared prefix counts for each that shares it."""
         return min(1.0, sum(self._kv_in_use.values()) / self._kv_tokens)
+
+    def memory(self) -> dict[str, int]:
+        return self._footprint.look()
 
     def close(self) -> None:
         # In process, vLLM would take a second to free what the end of the process frees at once.

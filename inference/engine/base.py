@@ -63,5 +63,8 @@ class Engine(Protocol):
     def kv_usage(self) -> float:
         """Share of the KV cache in use, 0 to 1."""
 
+    def memory(self) -> dict[str, int]:
+        """Bytes by part on each of its devices, as far as it can tell; cheap, called by another thread at each beat."""
+
     def close(self) -> None:
         """Free what it holds."""

@@ -234,4 +234,6 @@ class Courier:
             steps=load.steps,
             max_streams=self._max_streams,
             context_length=self._engine.context_length if self._engine else 0,
+            memory=self._engine.memory() if self._engine else {},
+            peak_running=load.peak_running,
         )

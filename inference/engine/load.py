@@ -48,6 +48,7 @@ class Load:
     def __init__(self, now: float) -> None:
         self.steps = 0
         self.running = 0
+        self.peak_running = 0
         self.kv_usage = 0.0
         self._born = now
         self._tokens = DecayingSum(now)
@@ -57,6 +58,7 @@ class Load:
 
     def take(self, report: Report, now: float) -> None:
         self.running = report.running_streams
+        self.peak_running = max(self.peak_running, self.running)
         self.kv_usage = report.kv_usage
         self.steps += report.stepped
         self._tokens.add(report.tokens, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from inference.engine.footprint import EXTENSION
 from inference.protocol import EngineOptions
 from mmserve.errors import InvalidRequest
 
@@ -17,6 +18,7 @@ RESERVED = frozenset(
         "max_num_seqs",
         "scheduling_policy",
         "disable_log_stats",
+        "worker_extension_cls",
     }
 )
 
@@ -37,6 +39,7 @@ def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -
         "trust_remote_code": options.trust_remote_code,
         "scheduling_policy": "priority",
         "disable_log_stats": True,
+        "worker_extension_cls": EXTENSION,
         # One backend for all requests: with "auto" the first request would choose for those after it.
         "structured_outputs_config": {
             "backend": "guidance" if options.guided_decoding == GUIDED_OFF else options.guided_decoding

@@ -11,6 +11,7 @@ import redis
 from django.conf import settings
 from django.utils import timezone
 
+from inference.calibration import observe_growth, observe_load
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
 from inference.engine_options import engine_options
@@ -27,6 +28,7 @@ from registry.revision import current
 log = logging.getLogger(__name__)
 
 DRAIN_GRACE_S = 30.0
+HEARD_EVERY_S = 2.0
 
 
 class NodeAgent:
@@ -71,7 +73,8 @@ class NodeAgent:
         for ended in self.supervisor.poll():
             self._on_exit(ended)
         now = timezone.now()
-        if self.node.last_seen is None or (now - self.node.last_seen).total_seconds() >= 2:
+        heard = self.node.last_seen is None or (now - self.node.last_seen).total_seconds() >= HEARD_EVERY_S
+        if heard:
             self.node.last_seen = now
             self.node.template_ready = self.supervisor.template_ready
             self.node.revision = current()
@@ -79,7 +82,7 @@ class NodeAgent:
         answer_checks(self.node.name, self.supervisor)
         loading = False
         rows = Replica.objects.filter(device__node=self.node, state__in=ALIVE)
-        for replica in rows.select_related("deployment__version__model"):
+        for replica in rows.select_related("deployment__version__model", "device", "observation"):
             if replica.stop_requested:
                 self._stop(replica)
             elif replica.state == ReplicaState.PENDING:
@@ -87,6 +90,8 @@ class NodeAgent:
                 loading = True
             elif replica.state == ReplicaState.LOADING:
                 loading = not self._promote_if_ready(replica, now) or loading
+            elif replica.state == ReplicaState.READY and heard:
+                self._watch_memory(replica)
         return loading or bool(self.stopping)
 
     def _start(self, replica: Replica) -> None:
@@ -125,8 +130,15 @@ class NodeAgent:
         Replica.objects.filter(pk=replica.pk, state=ReplicaState.LOADING).update(
             state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
         )
+        observe_load(replica, beat)
         log.info("%s is ready", replica)
         return True
+
+    def _watch_memory(self, replica: Replica) -> None:
+        beat = last_beat(str(replica.pk))
+        observation = getattr(replica, "observation", None)
+        if beat is not None and beat.memory and observation is not None:
+            observe_growth(observation, beat)
 
     def _stop(self, replica: Replica) -> None:
         key = str(replica.pk)

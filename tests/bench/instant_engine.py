@@ -50,5 +50,8 @@ class InstantEngine:
     def kv_usage(self) -> float:
         return 0.0
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None:
         self._left.clear()

@@ -338,7 +338,7 @@ from django.utils import timezone
 from datetime import timedelta
 import msgspec
 from inference.actions import ensure_deployment
-from inference.models import Device, Node, Replica
+from inference.models import Device, LoadObservation, Node, Replica
 from inference.notify import connection
 from inference.protocol import ReplicaBeat, beat_key
 from registry.models import ModelVersion
@@ -351,6 +351,11 @@ deployment.save()
 row = Replica.objects.create(
     deployment=deployment, device=device, state="ready", reserved_bytes=2**32, load_seconds=3.5,
     log_tail="INFO weights loaded <b>ok</b>",
+)
+LoadObservation.objects.create(
+    version=version, replica=row, device_kind="CPU", options_key="k", error=0.123,
+    predicted={"weights": 2**30, "kv_cache": 2**29, "context": 2**28, "runtime": 2**28},
+    measured={"weights": 2**30, "kv_cache": 2**29, "runtime": 2**28},
 )
 beat = ReplicaBeat(replica=str(row.id), deployment=deployment.name, worker="w", state="ready", running=17, waiting=3,
                    kv_usage=0.42, tokens_per_s=321.5, ttft_s=0.126, max_streams=64)
@@ -374,6 +379,21 @@ def test_replicas_show_their_live_state_and_their_log(page: Page, served: dict[s
 
     page.goto(f"/admin/inference/replica/{served['replica']}/change/")
     say(page).to_contain_text("INFO weights loaded <b>ok</b>")
+
+
+def test_memory_pages_show_what_was_predicted_and_what_was_measured(
+    page: Page, served: dict[str, str]
+) -> None:
+    page.goto("/admin/inference/loadobservation/")
+    for text in ("2.0 GiB", "1.8 GiB", "+12.3%"):
+        say(page).to_contain_text(text)
+    page.locator("#result_list th a, #result_list td a").first.click()
+    for text in ("kv cache", "context", "512.0 MiB"):
+        say(page).to_contain_text(text)
+
+    page.goto(f"/admin/inference/deployment/{served['deployment']}/change/")
+    for text in ("Estimated", "Last load", "1.0 GiB"):
+        say(page).to_contain_text(text)
 
 
 def test_nodes_show_the_memory_of_their_devices(page: Page, served: dict[str, str]) -> None:
@@ -409,7 +429,7 @@ def test_every_page_of_the_sidebar_opens(page: Page, served: dict[str, str]) -> 
     links = page.locator("#nav-sidebar a[href^='/admin/']").evaluate_all(
         "found => found.map(one => one.href)"
     )
-    assert len(links) >= 11
+    assert len(links) >= 12
     for link in links:
         answer = page.goto(link)
         assert answer is not None

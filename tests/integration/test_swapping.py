@@ -198,7 +198,7 @@ def test_what_could_never_fit_is_refused_with_figures(make: Make) -> None:
     a, b = make("a", pinned=True), make("b")
     load(a)
     reconcile(Swapper())
-    with pytest.raises(InsufficientMemory, match="cpu:0: needs 1.4 GiB, 0.6 GiB free of a budget of 2.0 GiB"):
+    with pytest.raises(InsufficientMemory, match="cpu:0: needs 1.3 GiB, 0.7 GiB free of a budget of 2.0 GiB"):
         load(b)
 
 

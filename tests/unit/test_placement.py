@@ -17,11 +17,17 @@ def test_weights_count_as_stored_unless_a_dtype_changes_them() -> None:
     facts = {"weight_bytes": 200, "parameters": 100}
     assert estimate(facts=facts, dtype="auto", kv_cache_bytes=50).weights_bytes == 200
     assert estimate(facts=facts, dtype="float32", kv_cache_bytes=50).weights_bytes == 400
+    # vLLM's "auto" makes 16 bits of what is stored in 32; what is stored quantized stays so.
+    wide = {"weight_bytes": 400, "parameters": 100, "dtype": "float32"}
+    assert estimate(facts=wide, kv_cache_bytes=50).weights_bytes == 200
+    packed = {"weight_bytes": 60, "parameters": 100, "quantization": "awq"}
+    assert estimate(facts=packed, dtype="float32", kv_cache_bytes=50).weights_bytes == 60
 
 
 def test_the_parts_add_up() -> None:
-    parts = estimate(facts={"weight_bytes": 7}, kv_cache_bytes=5, device_kind="gpu")
-    assert parts.total_bytes == 7 + 5 + parts.overhead_bytes
+    found = estimate(facts={"weight_bytes": 7}, kv_cache_bytes=5, device_kind="gpu")
+    assert found.total_bytes == 7 + 5 + found.context_bytes + found.runtime_bytes
+    assert set(found.parts()) == {"weights", "kv_cache", "context", "runtime"}
 
 
 def test_a_refusal_says_what_is_needed_and_what_is_free() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.capacity.estimate import GIB, estimate, kv_cost, weight_bytes
+from inference.capacity.estimate import GIB, activation_bytes, estimate, kv_cost, weight_bytes, weight_share
 from inference.capacity.placement import DeviceRoom
 from inference.capacity.whatif import what_if
 from registry.facts import read_facts
@@ -157,12 +157,77 @@ def test_weights_by_dtype_and_quantization() -> None:
     assert weight_bytes(tied, quantization="fp8") < weight_bytes(EIGHT_B, quantization="fp8")
 
 
-def test_tensor_parallel_shares_weights_and_states() -> None:
+def test_tensor_parallel_shares_weights_and_what_a_batch_takes_but_not_the_process() -> None:
     one = estimate(facts=EIGHT_B, kv_cache_bytes=GIB, device_kind="gpu")
     four = estimate(facts=EIGHT_B, kv_cache_bytes=GIB, device_kind="gpu", tensor_parallel=4)
 
     assert four.weights_bytes == -(-one.weights_bytes // 4)
-    assert four.overhead_bytes == one.overhead_bytes
+    assert four.activations_bytes < one.activations_bytes
+    assert four.context_bytes == one.context_bytes
+    assert four.runtime_bytes > one.runtime_bytes, "NCCL has buffers of its own"
+
+
+# config, devices, KV bytes a token on each of them in bf16, why
+SHARED: dict[str, tuple[str, int, int, str]] = {
+    "heads are shared": ("Llama-3.1-70B", 8, 327_680 // 8, "one of eight KV heads each"),
+    "a head is not cut": ("Llama-3.1-70B", 16, 327_680 // 8, "8 KV heads on 16 GPUs: each is there twice"),
+    "one head is everywhere": ("Falcon-7B", 4, 8_192, "multi-query attention has one"),
+    "a latent vector is everywhere": ("DeepSeek-V3", 8, 70_272, "vLLM and SGLang replicate MLA's cache"),
+    "windows are shared, too": ("Gemma-3-27B", 4, 507_904 // 4, "16 KV heads"),
+    "half of Jamba": ("Jamba-v0.1", 2, 16_384 // 2, "8 KV heads"),
+}
+
+
+@pytest.mark.parametrize("case", list(SHARED))
+def test_the_cache_of_a_token_on_each_of_several_devices(case: str, tmp_path: Path) -> None:
+    name, devices, expected, _why = SHARED[case]
+    facts = read_facts(write_checkpoint(tmp_path, PUBLISHED[name][0])).as_dict()
+
+    cost = kv_cost(facts, tensor_parallel=devices)
+
+    assert cost is not None
+    assert cost.token_bytes == expected
+
+
+# parameters by Hugging Face's safetensors index, bytes a parameter, published, where
+WEIGHTS: dict[str, tuple[int, float, float, str]] = {
+    "Llama-3.1-8B": (8_030_261_248, 2, 16e9, "16 GB in FP16 (Hugging Face, Llama 3.1 blog, memory table)"),
+    "Llama-3.1-70B": (70_553_706_496, 2, 140e9, "140 GB in FP16 (the same table)"),
+    "Llama-3.1-405B": (405_853_388_800, 2, 810e9, "810 GB in FP16 (the same table)"),
+    "Mixtral-8x7B": (46_702_792_704, 2, 93.4e9, "46.7B parameters in all (Mixtral of Experts, 2024)"),
+    "Gemma-2-9B": (9_241_705_984, 2, 18.5e9, "9.24B parameters (Gemma 2, 2024, table 2)"),
+}
+
+
+@pytest.mark.parametrize("name", list(WEIGHTS))
+@pytest.mark.parametrize("devices", [1, 8])
+def test_weights_are_what_was_published_and_are_shared(name: str, devices: int) -> None:
+    parameters, size, published, _source = WEIGHTS[name]
+    facts = {"parameters": parameters, "weight_bytes": int(parameters * size), "kv_heads": 8}
+
+    found = weight_share(facts, tensor_parallel=devices)
+
+    assert found == pytest.approx(published / devices, rel=0.02)
+
+
+def test_a_key_head_that_is_on_every_device_makes_the_shares_larger_than_a_share() -> None:
+    eight, sixteen = (weight_share(EIGHT_B, tensor_parallel=count) for count in (8, 16))
+    a_head = 2 * 32 * 4096 * 128 * 2  # key and value projections of one head, in 32 layers, in bf16
+
+    assert eight == 16_060_522_496 // 8
+    assert sixteen == (16_060_522_496 - 8 * a_head) // 16 + a_head
+
+
+def test_a_larger_batch_takes_more() -> None:
+    facts = {**EIGHT_B, "heads": 32, "intermediate_size": 14_336}
+
+    few = activation_bytes(facts, "auto", tokens=2048, streams=1)
+    many = activation_bytes(facts, "auto", tokens=8192, streams=1)
+
+    # A layer of Llama 3.1 8B: 4 x 4096 of the hidden state, 48 heads of 128, 3 x 14336, in bf16.
+    a_token = 2 * (4 * 4096 + 48 * 128 + 3 * 14_336)
+    assert many - few == 6144 * a_token
+    assert activation_bytes(facts, "auto", tokens=2048, streams=65) - few == 64 * 12 * 128_256
 
 
 def test_what_if_says_parts_streams_and_where() -> None:

@@ -1,0 +1,114 @@
+"""Admin pages of memory: what was predicted and what was measured, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib import admin
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+
+from inference.capacity.calibration import MEASURED, grouped
+from inference.memory import estimate_for
+from inference.models import Deployment, Device, LoadObservation
+from registry.admin_base import ReadOnly
+from registry.admin_parts import in_bytes, in_utc
+
+COLUMNS = ("", "Estimated", "Last load")
+# From here on an estimate is worth a look.
+NOTABLE_ERROR = 0.05
+
+
+def memory_table(deployment: Deployment) -> SafeString:
+    """By kind of device: what a replica will take, beside what the last one took."""
+    kinds = list(Device.objects.order_by("kind").values_list("kind", flat=True).distinct()) or ["cpu"]
+    return render_to_string(
+        "admin/parts/memory.html", {"columns": COLUMNS, "kinds": [_of_kind(deployment, one) for one in kinds]}
+    )
+
+
+def _of_kind(deployment: Deployment, kind: str) -> dict[str, Any]:
+    found = estimate_for(deployment, kind)
+    last = LoadObservation.objects.filter(version=deployment.version_id, device_kind=kind).first()
+    rows = parts_rows(found.parts(), last.measured if last else {})
+    how = "as earlier loads took it" if found.calibrated else "from the checkpoint's config and headers"
+    many = f" on each of {deployment.tensor_parallel} devices" if deployment.tensor_parallel > 1 else ""
+    return {"caption": f"{kind}{many}, {how}", "rows": rows}
+
+
+def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tuple[str, str, str]]:
+    """A row a part, and the total; of several parts that are measured as one, the last says how much."""
+    rows = []
+    for name, members in _members(predicted):
+        taken = measured.get(name)
+        for member in members[:-1]:
+            rows.append((member.replace("_", " "), in_bytes(predicted[member]), ""))
+        last = members[-1]
+        shown = "–" if taken is None else in_bytes(taken)
+        rows.append((last.replace("_", " "), in_bytes(predicted.get(last, 0)), shown))
+    total = in_bytes(sum(measured.values())) if measured else "–"
+    return [*rows, ("total", in_bytes(sum(predicted.values())), total)]
+
+
+def _members(predicted: dict[str, int]) -> Iterable[tuple[str, list[str]]]:
+    for name, members in MEASURED.items():
+        yield name, [one for one in reversed(members) if one in predicted and one != name] + [name]
+
+
+def off_by_label(row: LoadObservation) -> tuple[str, str]:
+    """Kind of label, and ``+3.1%``."""
+    return ("close" if abs(row.error) <= NOTABLE_ERROR else "off", f"{row.error:+.1%}")
+
+
+@admin.register(LoadObservation)
+class LoadObservationPage(ReadOnly, ModelAdmin):
+    """What loads were predicted to take, and took."""
+
+    list_display = (
+        "version",
+        "device_kind",
+        "quantized",
+        "predicted_total",
+        "measured_total",
+        "off",
+        "taken_at",
+    )
+    list_filter = ("device_kind", "quantization")
+    list_select_related = ("version__model",)
+    search_fields = ("version__model__name",)
+    list_per_page = 50
+    fields = ("version", "device_kind", "quantized", "off", "peak_streams", "taken_at", "memory", "options")
+    readonly_fields = fields
+
+    def get_queryset(self, request: Any) -> Any:
+        return super().get_queryset(request).select_related("version__model")
+
+    @display(description="Quantized on load")
+    def quantized(self, obj: LoadObservation) -> str:
+        return obj.quantization or "–"
+
+    @display(description="Predicted")
+    def predicted_total(self, obj: LoadObservation) -> str:
+        return in_bytes(sum(grouped(obj.predicted).values()))
+
+    @display(description="Measured")
+    def measured_total(self, obj: LoadObservation) -> str:
+        return in_bytes(sum(obj.measured.values()))
+
+    @display(description="Off by", label={"close": "success", "off": "warning"}, ordering="error")
+    def off(self, obj: LoadObservation) -> tuple[str, str]:
+        return off_by_label(obj)
+
+    @display(description="Loaded at (UTC)", ordering="at")
+    def taken_at(self, obj: LoadObservation) -> str:
+        return in_utc(obj.at)
+
+    @display(description="Memory")
+    def memory(self, obj: LoadObservation) -> SafeString:
+        kinds = [{"caption": "on each of its devices", "rows": parts_rows(obj.predicted, obj.measured)}]
+        return render_to_string(
+            "admin/parts/memory.html", {"columns": ("", "Predicted", "Measured"), "kinds": kinds}
+        )
