@@ -10,7 +10,8 @@ An EVENT is a list ``[job_id, seq, kind, ...]``. ``seq`` counts from 0 within a 
     [job_id, seq, ACCEPTED, replica_id, prompt_tokens]               first event: the prompt is in the engine's batch
     [job_id, seq, DELTA, index, text, token_ids, logprobs|None, finish_reason|None, stop_reason|None]
     [job_id, seq, DONE, usage]                                       last event: {"prompt_tokens", "completion_tokens",
-                                                                     "cached_tokens", "queued_s", "ttft_s", "e2e_s"}
+                                                                     "cached_tokens", "queued_s", "ttft_s", "e2e_s",
+                                                                     "engine_s"}
     [job_id, seq, ERROR, {"code", "message", "param"}]               last event instead of DONE (codes: mmserve.errors)
 
 ``prompt_tokens`` is a list, one count a prompt. ``index`` is ``prompt_index * n + choice``.

@@ -38,22 +38,22 @@ class KeyPage(ActionAdmin):
     """Access keys: created (shown once), looked at, limited, revoked."""
 
     list_display = ("name", "token_key", "state", "scope_list", "user", *LIMITS, "created")
-    list_filter = ("revoked_at", "user")
-    list_select_related = ("user",)
+    list_filter = ("revoked_at", "team", "user")
+    list_select_related = ("user", "team")
     search_fields = ("name", "token_key")
     ordering = ("-created",)
     form = KeyForm
     actions_detail = ("revoke",)
-    SHOWN = ("name", "token_key", "state", "scope_list", "user", "created", "expiry", "revoked_at")
+    SHOWN = ("name", "token_key", "id", "state", "scope_list", "user", "created", "expiry", "revoked_at")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         if obj is None:
             return [
                 (None, {"fields": ("name", "user", "scopes", "expiry")}),
-                ("Limits (empty: none)", {"fields": (*LIMITS, "reason")}),
+                ("Team and limits (empty: none)", {"fields": (*LIMITS, "reason")}),
             ]
         limits = (*LIMITS, "reason") if self.has_change_permission(request, obj) else LIMITS
-        return [(None, {"fields": self.SHOWN}), ("Limits (empty: none)", {"fields": limits})]
+        return [(None, {"fields": self.SHOWN}), ("Team and limits (empty: none)", {"fields": limits})]
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"user": request.user.pk, **super().get_changeform_initial_data(request)}

@@ -13,6 +13,7 @@ from mmserve.key_actions import EDITABLE, change_key, create_key, revoke_key
 from mmserve.models import SCOPES, AccessKey
 from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
+from routing.models import Team
 
 
 class KeyOrder(NewestFirst):
@@ -21,10 +22,20 @@ class KeyOrder(NewestFirst):
     ordering = "-created"
 
 
+class TeamField(serializers.SlugRelatedField):
+    """A team by its name; null: none."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            slug_field="name", queryset=Team.objects.all(), required=False, allow_null=True, **options
+        )
+
+
 class KeySerializer(StrictSerializer, serializers.ModelSerializer):
     """An access key, without the key."""
 
     scopes = serializers.ListField(child=serializers.ChoiceField(SCOPES), min_length=1, required=False)
+    team = TeamField()
     reason = reason_field()
 
     class Meta:
@@ -33,6 +44,7 @@ class KeySerializer(StrictSerializer, serializers.ModelSerializer):
             "id",
             "name",
             "token_key",
+            "team",
             "scopes",
             "requests_per_minute",
             "tokens_per_minute",
@@ -49,6 +61,7 @@ class KeySerializer(StrictSerializer, serializers.ModelSerializer):
 class KeyChangeSerializer(StrictSerializer, serializers.ModelSerializer):
     """What can be changed of a key."""
 
+    team = TeamField()
     reason = reason_field()
 
     class Meta:
@@ -68,7 +81,7 @@ class CreatedKeySerializer(KeySerializer):
 class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
     """Access keys: create, look at, change their limits, revoke."""
 
-    queryset = AccessKey.objects.all()
+    queryset = AccessKey.objects.select_related("team")
     serializer_class = KeySerializer
     pagination_class = KeyOrder
     filterset_fields = ("name",)
@@ -83,7 +96,7 @@ class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
 
     @extend_schema(request=KeyChangeSerializer, responses=KeySerializer)
     def partial_update(self, request: Request, pk: str) -> Response:
-        """Other limits or another class, from now on."""
+        """Other limits, another class or team, from now on."""
         body: dict[str, Any] = checked(KeyChangeSerializer, request)
         reason = body.pop("reason", "")
         row = change_key(self.get_object(), body, actor=actor_of(request), reason=reason)

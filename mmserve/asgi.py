@@ -25,6 +25,7 @@ from inference.gateway.websocket import SocketApp  # noqa: E402
 from inference.snapshot import routing_table  # noqa: E402
 from mmserve.keys import CachedAuthenticator  # noqa: E402
 from registry import revision  # noqa: E402
+from routing.spending import spent_of  # noqa: E402
 
 runtime = GatewayRuntime(
     GatewayConfig(redis_url=settings.REDIS_URL, max_body_bytes=settings.MAX_BODY_BYTES),
@@ -32,6 +33,7 @@ runtime = GatewayRuntime(
     authenticator=CachedAuthenticator(),
     table_source=database_sync_to_async(routing_table),
     revision_source=database_sync_to_async(revision.current),
+    spend_source=database_sync_to_async(spent_of),
 )
 
 

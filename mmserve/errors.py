@@ -15,7 +15,8 @@
     ├── PreconditionFailed             412  invalid_request_error
     ├── IdempotencyKeyReused           422  invalid_request_error
     ├── RateLimitExceeded              429  rate_limit_error
-    │   └── QueueFull                  429
+    │   ├── QueueFull                  429
+    │   └── InsufficientQuota          429  insufficient_quota
     └── Unavailable                    503  server_error
         ├── ModelNotLoaded             503
         ├── EngineLost                 503
@@ -51,6 +52,7 @@ class MmserveError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.error_code = code or self.code
+        self.decision_id: str | None = None  # of the request that it refused, once there was one
 
     def envelope(self) -> dict[str, Any]:
         """OpenAI's error body: ``{"error": {"message", "type", "param", "code"}}``."""
@@ -190,6 +192,14 @@ class QueueFull(RateLimitExceeded):
     """The deployment's queue is at its bound; ``Retry-After`` is its measured time to drain."""
 
     code = "queue_full"
+
+
+class InsufficientQuota(RateLimitExceeded):
+    """A budget cannot pay for the request; the message names it, its limit, and when it begins anew."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retryable = False
 
 
 class Unavailable(MmserveError):

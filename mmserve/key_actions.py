@@ -1,4 +1,4 @@
-"""What may be done to access keys: create, change their limits, revoke."""
+"""What may be done to access keys: create, change their limits or team, revoke."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from knox.settings import CONSTANTS
 from mmserve.errors import Conflict, InvalidRequest
 from mmserve.models import AccessKey, default_scopes
 from registry.revision import bump
+from routing.models import Team
 
-EDITABLE = ("requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
+EDITABLE = ("team", "requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
 
 
 @transaction.atomic
@@ -52,7 +53,7 @@ def create_key(
 
 @transaction.atomic
 def change_key(key: AccessKey, changes: dict[str, Any], *, actor: str, reason: str = "") -> AccessKey:
-    """Other limits or another class for a key; every gateway goes by them within a second."""
+    """Other limits, another class or team for a key; every gateway goes by them within a second."""
     for field in changes:
         if field not in EDITABLE:
             raise InvalidRequest(
@@ -67,8 +68,13 @@ def change_key(key: AccessKey, changes: dict[str, Any], *, actor: str, reason: s
     _check(row)
     if changes:
         row.save(update_fields=list(changes))
-        bump("key.changed", str(row), actor, reason, {"id": str(row.id), "from": before, "to": changes})
+        data = {"id": str(row.id), "from": _words(before), "to": _words(changes)}
+        bump("key.changed", str(row), actor, reason, data)
     return row
+
+
+def _words(values: dict[str, Any]) -> dict[str, Any]:
+    return {field: str(value) if isinstance(value, Team) else value for field, value in values.items()}
 
 
 def _check(key: AccessKey) -> None:

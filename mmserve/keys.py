@@ -33,7 +33,7 @@ def usable_keys(digests: Iterable[str]) -> list[AccessKey]:
     return list(
         AccessKey.objects.filter(
             digest__in=list(digests), revoked_at=None, user__is_active=True
-        ).select_related("user")
+        ).select_related("user", "team")
     )
 
 
@@ -189,6 +189,7 @@ def grant_of(key: AccessKey, number: int) -> KeyGrant:
     return KeyGrant(
         id=str(key.id),
         name=key.name,
+        team=key.team.name if key.team else "",
         scopes=frozenset(key.scopes),
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,

@@ -32,6 +32,9 @@ class AccessKey(AbstractAuthToken):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     digest = models.CharField(max_length=CONSTANTS.DIGEST_LENGTH, unique=True, editable=False)
     name = models.CharField(max_length=100)
+    team = models.ForeignKey(
+        "routing.Team", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
     scopes = models.JSONField(default=default_scopes, validators=[check_scopes])
     requests_per_minute = models.PositiveIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)]

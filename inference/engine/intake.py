@@ -109,11 +109,14 @@ class Intake:
         self._end(Ended(job_id=job_id, outcome=Outcome.FINISHED))
 
 
-def usage_payload(usage: Usage, queued_s: float, ttft_s: float, e2e_s: float) -> dict[str, float]:
-    """The body of a DONE event."""
+def usage_payload(
+    usage: Usage, queued_s: float, ttft_s: float, e2e_s: float, engine_s: float = 0.0
+) -> dict[str, float]:
+    """The body of a DONE event; ``engine_s`` is the job's share of the time that the engine worked."""
     return {
         **usage._asdict(),
         "queued_s": round(queued_s, 6),
         "ttft_s": round(ttft_s, 6),
         "e2e_s": round(e2e_s, 6),
+        "engine_s": round(engine_s, 6),
     }

@@ -53,6 +53,7 @@ class _Running:
     first_token_at: float = 0.0
     tokens: int = 0
     streams: int = 1
+    share_at_start_s: float = 0.0
 
     @property
     def has_spoken(self) -> bool:
@@ -96,6 +97,9 @@ class EngineWorker(rq.Worker):
         )
         self._running: dict[str, _Running] = {}
         self._deadlines: list[tuple[float, str]] = []
+        # What a stream that had always been in the batch would have had of the engine's time.
+        self._share_s = 0.0
+        self._streams = 0
         self._drain_until: float | None = None
         self._engine: Engine
 
@@ -143,11 +147,14 @@ class EngineWorker(rq.Worker):
         self._take_commands(report)
         self._drop_overdue(report)
         if self._engine.is_busy():
-            for output in self._engine.step():
+            began_at = time.perf_counter()
+            outputs = self._engine.step()
+            self._share_s += (time.perf_counter() - began_at) / max(1, self._streams)
+            for output in outputs:
                 self._note(output, report)
             report.stepped = True
         if report:
-            report.running_streams = sum(job.streams for job in self._running.values())
+            report.running_streams = self._streams
             report.kv_usage = self._engine.kv_usage()
             self._courier.deliver(report)
 
@@ -182,7 +189,13 @@ class EngineWorker(rq.Worker):
 
     def _start(self, start: Start, report: Report) -> None:
         now = time.time()
-        job = _Running(start.request, now, start.enqueued_at, streams=start.prepared.streams)
+        job = _Running(
+            start.request,
+            now,
+            start.enqueued_at,
+            streams=start.prepared.streams,
+            share_at_start_s=self._share_s,
+        )
         if self._drain_until is not None:
             report.ended.append(Ended(job_id=start.job_id, outcome=Outcome.GIVEN_BACK))
             return
@@ -192,6 +205,7 @@ class EngineWorker(rq.Worker):
             self._fail(start.job_id, job, as_error(error), report)
             return
         self._running[start.job_id] = job
+        self._streams += job.streams
         heapq.heappush(self._deadlines, (start.request.deadline, start.job_id))
         self._emit(start.job_id, job, [ACCEPTED, self._replica, start.prepared.prompt_tokens], report)
 
@@ -224,7 +238,7 @@ class EngineWorker(rq.Worker):
         now = time.time()
         for job_id, job in list(self._running.items()):
             self._engine.abort(job_id)
-            del self._running[job_id]
+            self._forget(job_id)
             if job.has_spoken:
                 ended = Ended(
                     job_id=job_id, outcome=Outcome.FAILED, worked_s=now - job.started_at, error="drained"
@@ -270,16 +284,25 @@ class EngineWorker(rq.Worker):
     ) -> None:
         now = time.time()
         ttft_s = job.first_token_at - job.enqueued_at if job.has_spoken else 0.0
-        payload = usage_payload(usage, job.started_at - job.enqueued_at, ttft_s, now - job.enqueued_at)
+        engine_s = (self._share_s - job.share_at_start_s) * job.streams
+        payload = usage_payload(
+            usage, job.started_at - job.enqueued_at, ttft_s, now - job.enqueued_at, engine_s
+        )
         self._emit(job_id, job, [DONE, payload], report)
-        self._running.pop(job_id, None)
+        self._forget(job_id)
         report.ended.append(
             Ended(job_id=job_id, outcome=outcome, worked_s=now - job.started_at, usage=usage, error=why)
         )
 
+    def _forget(self, job_id: str) -> None:
+        """The job is not in the batch any more, if it ever was."""
+        job = self._running.pop(job_id, None)
+        if job is not None:
+            self._streams -= job.streams
+
     def _fail(self, job_id: str, job: _Running, error: MmserveError, report: Report) -> None:
         self._emit(job_id, job, [ERROR, error_payload(error)], report)
-        self._running.pop(job_id, None)
+        self._forget(job_id)
         report.ended.append(
             Ended(
                 job_id=job_id,

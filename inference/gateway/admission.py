@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,11 +13,14 @@ from redis.asyncio import Redis
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.holding import Hold
+from inference.gateway.ledger import Ledgers, Reservation, SpendSource, ledger_keys, nothing_spent, settlement
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
-from mmserve.errors import MmserveError, QueueFull, RateLimitExceeded
+from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
+from routing.core.cost import BudgetEntry, Period, in_usd, period_label
+from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
 
 LEASE_S = 30.0
@@ -23,6 +29,10 @@ MIN_RETRY_S = 1.0
 MAX_RETRY_S = 120.0
 # What a client is told to wait for a full queue when no finished job has been measured yet.
 UNKNOWN_DRAIN_S = 5.0
+BUDGET_AGAIN = {
+    Period.DAY: "It begins anew at midnight UTC.",
+    Period.MONTH: "It begins anew on the 1st, UTC.",
+}
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -34,6 +44,9 @@ class Rates(msgspec.Struct, frozen=True):
     tokens_limit: int | None
     tokens_left: int
     tokens_reset_ms: int
+
+
+NO_RATES = Rates(None, 0, 0, None, 0, 0)
 
 
 def rate_key(grant_id: str) -> str:
@@ -49,8 +62,19 @@ def lease_key(grant_id: str) -> str:
 class Admission:
     """Writes jobs and settles them; ``fast`` is waited for, ``later`` is not."""
 
-    def __init__(self, redis: Redis, config: GatewayConfig, *, fast: RedisBatch, later: RedisBatch) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        config: GatewayConfig,
+        *,
+        fast: RedisBatch,
+        later: RedisBatch,
+        spend_source: SpendSource = nothing_spent,
+    ) -> None:
         self._config = config
+        self.ledgers = Ledgers(fast, spend_source)
+        self._settled_key = f"mmserve:settled:{secrets.token_hex(8)}"
+        self._settlements = 0
         self._redis = redis
         self._fast = fast
         self._later = later
@@ -72,11 +96,13 @@ class Admission:
         now: float,
         replaces: str = "",
         hold: Hold | None = None,
+        reservation: Reservation | None = None,
     ) -> Rates:
         """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way.
 
         ``hold``: nothing is up that would run it now.
         """
+        budgets = reservation.budgets if reservation else ()
         queue = queue_name(deployment.id, request.priority)
         fields = job_fields(
             request,
@@ -87,32 +113,39 @@ class Admission:
             result_ttl_s=self._config.result_ttl_s,
             failure_ttl_s=self._config.failure_ttl_s,
         )
-        answer = await self._fast.call(
-            self._admit,
-            [
-                rate_key(grant.id),
-                lease_key(grant.id),
-                job_key(job_id),
-                queue_key(queue),
-                QUEUES_KEY,
-                bell_key(deployment.id),
-                *(queue_key(queue_name(deployment.id, priority)) for priority in PRIORITIES),
-            ],
-            [
-                job_id,
-                request.request_id,
-                LEASE_S,
-                grant.requests_per_minute or 0,
-                grant.tokens_per_minute or 0,
-                reserved_tokens,
-                grant.max_concurrency or 0,
-                deployment.limits.hold_bound if hold else deployment.limits.queue_bound,
-                replaces,
-                grant.id,
-                *fields,
-            ],
-        )
-        verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, waiting = answer
+        keys = [
+            rate_key(grant.id),
+            lease_key(grant.id),
+            job_key(job_id),
+            queue_key(queue),
+            QUEUES_KEY,
+            bell_key(deployment.id),
+            *(queue_key(queue_name(deployment.id, priority)) for priority in PRIORITIES),
+        ]
+        args = [
+            job_id,
+            request.request_id,
+            LEASE_S,
+            grant.requests_per_minute or 0,
+            grant.tokens_per_minute or 0,
+            reserved_tokens,
+            grant.max_concurrency or 0,
+            deployment.limits.hold_bound if hold else deployment.limits.queue_bound,
+            replaces,
+            grant.id,
+            reservation.nano if reservation else 0,
+            len(budgets),
+        ]
+        for budget in budgets:
+            keys += ledger_keys(budget)
+            args += [budget.limit_nano, period_label(budget.period, now)]
+        args += fields
+        answer = await self._fast.call(self._admit, keys, args)
+        while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
+            await self.ledgers.open(budgets[answer[7] - 1])
+            answer = await self._fast.call(self._admit, keys, args)
+        verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
+        waiting, at, nano_left = why
         rates = Rates(
             grant.requests_per_minute,
             max(0, requests_left),
@@ -121,6 +154,9 @@ class Admission:
             max(0, tokens_left),
             tokens_reset_ms,
         )
+        if verdict == b"budget":
+            assert reservation is not None
+            raise Refused(_over_budget(budgets[at - 1], reservation.nano, nano_left), rates)
         if verdict != b"ok":
             if hold is not None and verdict == b"queue":
                 raise Refused(hold.full(waiting), rates)
@@ -131,19 +167,79 @@ class Admission:
         """Let the controller look at the queues now; it looks by itself every second."""
         self._later.post(self._wake, [], [CONTROLLER_CHANNEL])
 
-    def settle(self, grant: KeyGrant, record: UsageRecord, *, reserved_tokens: int, used_tokens: int) -> None:
-        """Refund, release and record, in the background."""
+    def settle(
+        self,
+        grant: KeyGrant,
+        record: UsageRecord,
+        *,
+        reserved_tokens: int,
+        used_tokens: int,
+        reservations: Sequence[Reservation] = (),
+        decision_id: str = "",
+        decision: bytes = b"",
+    ) -> None:
+        """Refund, release, charge and record, in the background."""
+        self._post_settlement(
+            [rate_key(grant.id), lease_key(grant.id)],
+            [record.request_id, grant.tokens_per_minute or 0, reserved_tokens, used_tokens],
+            record=msgspec.json.encode(record),
+            cost_nano=record.cost_nano,
+            reservations=reservations,
+            decision_id=decision_id,
+            decision=decision,
+        )
+
+    def note(
+        self, record: UsageRecord | None = None, *, decision_id: str = "", decision: bytes = b""
+    ) -> None:
+        """Record what was refused: nothing was reserved for it, and it cost nothing."""
+        self._post_settlement(
+            ["", ""],
+            ["", 0, 0, 0],
+            record=msgspec.json.encode(record) if record else b"",
+            decision_id=decision_id,
+            decision=decision,
+        )
+
+    def _post_settlement(
+        self,
+        keys: list[str],
+        args: list[Any],
+        *,
+        record: bytes,
+        decision_id: str,
+        decision: bytes,
+        cost_nano: int = 0,
+        reservations: Sequence[Reservation] = (),
+    ) -> None:
+        self._settlements += 1
+        now = time.time()
+        more_keys, more_args = settlement(reservations, now) if reservations else ([], [])
         self._later.post(
             self._settle,
-            [rate_key(grant.id), lease_key(grant.id), USAGE_STREAM],
             [
-                record.request_id,
-                grant.tokens_per_minute or 0,
-                reserved_tokens,
-                used_tokens,
-                self._config.usage_maxlen,
-                msgspec.json.encode(record),
+                *keys,
+                USAGE_STREAM,
+                self._settled_key,
+                USAGE_LOST_KEY,
+                decision_key(decision_id),
+                DECISIONS_KEY,
+                *more_keys,
             ],
+            [
+                *args,
+                self._config.usage_maxlen,
+                record,
+                self._settlements,
+                cost_nano,
+                decision,
+                decision_id,
+                self._config.decisions_kept_s,
+                self._config.decisions_kept,
+                now,
+                *more_args,
+            ],
+            again=True,
         )
 
     async def withdraw(self, job_id: str, queue: str) -> bool:
@@ -173,6 +269,14 @@ class Refused(Exception):
         super().__init__(error.message)
         self.error = error
         self.rates = rates
+
+
+def _over_budget(budget: BudgetEntry, cost_nano: int, left_nano: int) -> InsufficientQuota:
+    left = in_usd(left_nano) if left_nano > 0 else "0"
+    needs = f"this request may cost up to ${in_usd(cost_nano)}, and ${left} of ${in_usd(budget.limit_nano)} is left."
+    hint = " A smaller max_tokens costs less." if 0 < left_nano < cost_nano else ""
+    again = f" {BUDGET_AGAIN[budget.period]}" if budget.period in BUDGET_AGAIN else ""
+    return InsufficientQuota(f"The {budget.name} cannot pay: {needs}{hint}{again}")
 
 
 def _refusal(

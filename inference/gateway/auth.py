@@ -19,6 +19,7 @@ class KeyGrant(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
     scopes: frozenset[str]
+    team: str = ""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrency: int | None = None

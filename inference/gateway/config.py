@@ -19,5 +19,8 @@ class GatewayConfig:
     max_attempts: int = 3
     result_ttl_s: int = 60
     failure_ttl_s: int = 600
-    usage_maxlen: int = 200_000
+    usage_maxlen: int = 500_000  # a stream that long turns records away, and an alarm is due long before
+    decisions_per_s: float = 20.0  # decisions kept by each process; of those that failed, as many again
+    decisions_kept: int = 10_000
+    decisions_kept_s: int = 86_400
     redis_timeout_s: float = 5.0

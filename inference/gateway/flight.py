@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from inference.gateway.auth import KeyGrant
+from inference.gateway.ledger import Reservation
 from inference.gateway.plan import Plan
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest, queue_name
 from mmserve.errors import MmserveError, from_wire
@@ -31,6 +32,7 @@ class Flight:
     __slots__ = (
         "_echoed",
         "_waiter",
+        "accepted_at",
         "attempt",
         "begun_at",
         "cached_tokens",
@@ -38,6 +40,7 @@ class Flight:
         "deadline_at",
         "delivered",
         "deployment",
+        "engine_s",
         "finished_choices",
         "first_token_at",
         "grant",
@@ -47,6 +50,7 @@ class Flight:
         "job_id",
         "missing",
         "next_seq",
+        "other_cost_nano",
         "over",
         "pending",
         "plan",
@@ -56,6 +60,7 @@ class Flight:
         "recovering",
         "replica",
         "request",
+        "reservations",
         "sent_at",
         "status_at",
         "tokens",
@@ -90,6 +95,10 @@ class Flight:
         self.over = False
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.queued_s = 0.0
+        self.engine_s = 0.0  # its share of the engine's time, once it is done
+        self.accepted_at: float | None = None
+        self.reservations: list[Reservation] = []  # what is held of budgets until it is settled
+        self.other_cost_nano = 0  # of attempts whose text the client does not get
         self.tokens: list[int] = []  # of the answer, all choices
         self._echoed: set[int] = set()
         self._waiter: asyncio.Future[None] | None = None
@@ -144,6 +153,7 @@ class Flight:
         elif kind == ACCEPTED:
             self.replica = replica
             self.unknown_to.clear()
+            self.accepted_at = now
             self.prompt_tokens = sum(event[4])
         elif kind == DONE:
             self._note_usage(event[3])
@@ -180,6 +190,7 @@ class Flight:
         self.completion_tokens = usage["completion_tokens"]
         self.cached_tokens = usage.get("cached_tokens", 0)
         self.queued_s = usage.get("queued_s", 0.0)
+        self.engine_s = usage.get("engine_s", 0.0)
 
     def continuation(self) -> GenerateRequest | None:
         """The request for the rest of a text whose beginning the client has; None where it could differ.

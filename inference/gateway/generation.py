@@ -8,24 +8,28 @@ import secrets
 import time
 from collections.abc import Callable
 
-from inference.gateway.admission import Admission, Rates, Refused
+from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
+from inference.gateway.decisions import DecisionLog, decision_record
 from inference.gateway.flight import Flight
 from inference.gateway.holding import class_of, deadline_s_of, worth_waiting_for
 from inference.gateway.hub import Hub
+from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
-from inference.gateway.usage import UsageRecord
+from inference.gateway.refusals import Refusals
+from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import ContextLengthExceeded, InvalidRequest, MmserveError, ModelNotLoaded, Unavailable
+from routing.core.cost import Prices
 from routing.core.decision import NO_CHAT_TEMPLATE, Decision, RequestFacts, decide
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
 
-CANCELLED = "cancelled"
 LOADING_RETRY_S = 2.0
+CLIENT_GONE = 499
 
 
 def new_id() -> str:
@@ -47,14 +51,46 @@ def facts_of(plan: Plan, decision_id: str) -> RequestFacts:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("decision", "flight", "plan", "rates", "request_id")
+    __slots__ = ("assignments", "decision", "facts", "flight", "most_cost_nano", "plan", "prices", "rates",
+                 "request_id", "route")  # fmt: skip
 
-    def __init__(self, request_id: str, plan: Plan, decision: Decision, rates: Rates, flight: Flight) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        plan: Plan,
+        facts: RequestFacts,
+        decision: Decision,
+        rates: Rates,
+        flight: Flight,
+        prices: Prices,
+        most_cost_nano: int,
+    ) -> None:
         self.request_id = request_id
         self.plan = plan
+        self.facts = facts
         self.decision = decision
         self.rates = rates
         self.flight = flight
+        self.prices = prices  # of the version that serves it
+        self.most_cost_nano = most_cost_nano
+        self.route = route_of(decision)
+        self.assignments: dict[str, str] = {}  # experiment to arm
+
+    @property
+    def fallbacks(self) -> int:
+        """How many choices before the one that serves were given up."""
+        chain = self.decision.chain
+        return chain.index(self.flight.deployment.id) if self.flight.deployment.id in chain else 0
+
+    @property
+    def cost_nano(self) -> int:
+        """What it costs by now."""
+        return cost_nano(self.flight, self.prices)
+
+
+def route_of(decision: Decision) -> str:
+    """The route that the request named, or ""."""
+    return getattr(decision, "route", None) or ""
 
 
 def answer_id(generation: Generation) -> str:
@@ -85,6 +121,8 @@ class Generator:
         self._admission = admission
         self._controls = controls
         self._reply_to = reply_to
+        self._log = DecisionLog(config.decisions_per_s)
+        self.refusals = Refusals()
 
     def decide(self, plan: Plan, decision_id: str) -> Decision:
         """Who would serve this; nothing is run."""
@@ -93,11 +131,25 @@ class Generator:
     async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
         request_id = new_id()
-        decision = self.decide(plan, request_id)
-        while decision.chosen is None and not self._live.settled:
-            # This process has only just begun to hear beats: what it has not heard of may well be ready.
-            await self._live.news()
-            decision = self.decide(plan, request_id)
+        facts = facts_of(plan, request_id)
+        decision = decide(self._table(), self._live.loads, facts)
+        try:
+            while decision.chosen is None and not self._live.settled:
+                # This process has only just begun to hear beats: what it has not heard of may well be ready.
+                await self._live.news()
+                decision = decide(self._table(), self._live.loads, facts)
+            return await self._admit(plan, grant, facts, decision)
+        except Refused as refused:
+            self._note_refusal(plan, grant, facts, decision, refused.error)
+            raise
+        except MmserveError as error:
+            self._note_refusal(plan, grant, facts, decision, error)
+            raise
+
+    async def _admit(
+        self, plan: Plan, grant: KeyGrant, facts: RequestFacts, decision: Decision
+    ) -> Generation:
+        request_id = decision.id
         table = self._table()
         hold = worth_waiting_for(decision, table) if decision.chosen is None else None
         if decision.chosen is None and hold is None:
@@ -110,10 +162,17 @@ class Generator:
             raise hold.too_late(deadline_s)
         request = plan.request(request_id, self._reply_to, now + deadline_s, class_of(plan, grant))
         flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
+        prices = table.versions[deployment.served_id].prices
+        most = most_cost_nano(plan, prices, deployment)
+        budgets = table.budgets_of(key=grant.id, team=grant.team, route=route_of(decision))
+        reservation = Reservation(flight.job_id, most, budgets) if budgets else None
+        if reservation is not None:
+            flight.reservations.append(reservation)
+        generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, prices, most)
         load = self._live.loads.get(deployment.id)
         self._hub.add(flight)
         try:
-            rates = await self._admission.admit(
+            generation.rates = await self._admission.admit(
                 request,
                 job_id=flight.job_id,
                 grant=grant,
@@ -122,6 +181,7 @@ class Generator:
                 drain_per_s=load.jobs_per_s if load else 0.0,
                 now=now,
                 hold=hold,
+                reservation=reservation,
             )
         except (MmserveError, Refused):
             self._hub.remove(flight)
@@ -130,11 +190,13 @@ class Generator:
             # The client left while its job was being written: it may be in the queue by now.
             self._hub.remove(flight)
             await asyncio.shield(self._stop(flight))
+            # Whether its tokens were reserved nobody knows: they are not given back.
+            self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
             raise
         if hold is not None:
             # Its job waits in the queue; the controller sees it there and brings the model up.
             self._admission.wake_controller()
-        return Generation(request_id, plan, decision, rates, flight)
+        return generation
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""
@@ -144,32 +206,65 @@ class Generator:
         if outcome != "completed":
             await self._stop(flight)
             flight.completion_tokens = flight.completion_tokens or len(flight.tokens)
-        now = time.monotonic()
-        record = UsageRecord(
-            request_id=generation.request_id,
-            key=flight.grant.id,
-            model=generation.plan.model,
-            served_id=flight.deployment.served_id,
-            deployment=flight.deployment.id,
-            endpoint=generation.plan.endpoint,
-            outcome=outcome,
-            status=status,
-            at=time.time(),
-            stream=generation.plan.stream,
-            prompt_tokens=flight.prompt_tokens,
-            completion_tokens=flight.completion_tokens,
-            cached_tokens=flight.cached_tokens,
-            attempts=flight.attempt,
-            queued_s=flight.queued_s,
-            ttft_s=(flight.first_token_at or now) - flight.begun_at,
-            e2e_s=now - flight.begun_at,
-        )
+        self._settle(generation, outcome, status, reserved_tokens=generation.plan.reserved_tokens)
+
+    def _settle(self, generation: Generation, outcome: str, status: int, *, reserved_tokens: int) -> None:
+        """Charge it for what it used, give back the rest, and write down both."""
+        flight, plan = generation.flight, generation.plan
+        load = self._live.loads.get(flight.deployment.id)
+        running = load.running if load else 0
+        cost = cost_nano(flight, generation.prices, outcome, running=running)
+        record = record_of(generation, outcome=outcome, status=status, cost=cost)
+        written = b""
+        if self._log.wants(outcome, record.fallbacks):
+            written = decision_record(
+                flight.grant,
+                plan.endpoint,
+                generation.facts,
+                generation.decision,
+                record,
+                predicted_cost_nano=generation.most_cost_nano if generation.prices.priced else None,
+            )
         self._admission.settle(
             flight.grant,
             record,
-            reserved_tokens=generation.plan.reserved_tokens,
+            reserved_tokens=reserved_tokens,
             used_tokens=flight.prompt_tokens + flight.completion_tokens,
+            reservations=flight.reservations,
+            decision_id=generation.decision.id,
+            decision=written,
         )
+
+    def _note_refusal(
+        self, plan: Plan, grant: KeyGrant, facts: RequestFacts, decision: Decision, error: MmserveError
+    ) -> None:
+        error.decision_id = decision.id
+        code = error.error_code or "error"
+        route = route_of(decision)
+        record = UsageRecord(
+            request_id=decision.id,
+            key=grant.id,
+            team=grant.team,
+            model=plan.model,
+            route=route,
+            served_id=decision.served_id,
+            deployment="",
+            endpoint=plan.endpoint,
+            outcome=code,
+            status=error.status,
+            at=time.time(),
+            stream=plan.stream,
+            attempts=0,
+        )
+        self.refusals.count(record)
+        if self._log.wants(code):
+            written = decision_record(grant, plan.endpoint, facts, decision, record)
+            self._admission.note(decision_id=decision.id, decision=written)
+
+    def flush_refusals(self) -> None:
+        """Write down what was refused since the last time."""
+        for record in self.refusals.take():
+            self._admission.note(record)
 
     async def _stop(self, flight: Flight) -> None:
         """Take the job out of its queue, or tell the engine that has it, or may have it."""

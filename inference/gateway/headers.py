@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 
 from inference.gateway.admission import Rates
+from inference.gateway.generation import Generation
 from mmserve.errors import AuthenticationFailed, MmserveError
+from routing.core.cost import in_usd
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -48,9 +50,20 @@ def rate_headers(rates: Rates | None) -> Headers:
     return found
 
 
+def cost_header(generation: Generation, *, final: bool) -> Headers:
+    """``x-mmserve-cost-usd``; before the end of a stream, the most that it can be, under a name that says so."""
+    if not generation.prices.priced:
+        return []
+    if final:
+        return [(b"x-mmserve-cost-usd", in_usd(generation.cost_nano).encode())]
+    return [(b"x-mmserve-cost-estimate-usd", in_usd(generation.most_cost_nano).encode())]
+
+
 def error_headers(error: MmserveError) -> Headers:
-    """``retry-after``, ``x-should-retry`` and, for a 401, the challenge."""
+    """``retry-after``, ``x-should-retry``, the decision's id and, for a 401, the challenge."""
     found = [(name.encode(), value.encode()) for name, value in error.headers()]
+    if error.decision_id is not None:
+        found.append((b"x-mmserve-decision", error.decision_id.encode()))
     if isinstance(error, AuthenticationFailed):
         found.append((b"www-authenticate", b"Bearer"))
     return found

@@ -17,7 +17,7 @@ from inference.gateway.chunks import Chunks, encode
 from inference.gateway.explain import explanation
 from inference.gateway.flight import GONE, Flight
 from inference.gateway.generation import CANCELLED, Generation, answer_id, new_id
-from inference.gateway.headers import Headers, error_headers, header, rate_headers, request_id_of
+from inference.gateway.headers import Headers, cost_header, error_headers, header, rate_headers, request_id_of
 from inference.gateway.plan import Plan
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
@@ -173,7 +173,8 @@ class Exchange:
     async def _whole(self, generation: Generation) -> None:
         created = int(time.time())
         body = await answer_of(generation, answer_id(generation), created)
-        await self._start(200, self._headers_of(generation, b"application/json"), len(body))
+        headers = self._headers_of(generation, b"application/json") + cost_header(generation, final=True)
+        await self._start(200, headers, len(body))
         await self._send({"type": "http.response.body", "body": body})
 
     async def _stream(self, generation: Generation) -> None:
@@ -186,6 +187,7 @@ class Exchange:
                     if not self._started:
                         headers = self._headers_of(generation, b"text/event-stream; charset=utf-8")
                         headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+                        headers += cost_header(generation, final=False)
                         await self._start(200, headers)
                     elif not found:
                         body = KEEP_ALIVE

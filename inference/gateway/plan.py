@@ -11,6 +11,8 @@ Endpoint = Literal["completions", "chat.completions"]
 
 BYTES_PER_TOKEN = 4  # a guess for the reservation only; the engine's count settles it
 DEFAULT_RESERVED_OUTPUT = 1024  # tokens reserved when the client sets no max_tokens
+# What a chat template may add to a message, and to the whole (a system prompt of its own among it).
+TEMPLATE_TOKENS_A_MESSAGE, TEMPLATE_TOKENS = 16, 128
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,3 +77,17 @@ def estimate_tokens(plan: Plan) -> int:
     for message in plan.messages or ():
         tokens += 4 + len(message["content"] or "") // BYTES_PER_TOKEN
     return tokens
+
+
+def most_prompt_tokens(plan: Plan) -> int:
+    """A bound on the prompt's tokens: no tokenizer here makes more tokens than there are bytes."""
+    tokens = 0
+    for prompt in plan.prompts or ():
+        tokens += len(prompt) if isinstance(prompt, list) else 1 + _bytes_of(prompt)
+    for message in plan.messages or ():
+        tokens += TEMPLATE_TOKENS_A_MESSAGE + _bytes_of(message["content"] or "")
+    return tokens + (TEMPLATE_TOKENS if plan.messages else 0)
+
+
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -11,12 +11,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from inference.gateway.admission import RENEW_LEASES_S, Admission
+from inference.gateway.admission import LEASE_S, RENEW_LEASES_S, Admission
 from inference.gateway.auth import Authenticator
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.generation import Generator
 from inference.gateway.hub import Hub, keep_alive_key, receive_forever
+from inference.gateway.ledger import Reservation, SpendSource, nothing_spent
 from inference.gateway.live import LiveState
 from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
@@ -32,6 +33,7 @@ START_WAIT_S = 5.0
 RESTART_S = 1.0
 STOP_S = 5.0
 SETTLE_BEATS = 3
+REFUSALS_EVERY_S = 1.0
 
 
 class GatewayRuntime:
@@ -45,7 +47,9 @@ class GatewayRuntime:
         authenticator: Authenticator,
         table_source: Callable[[], Awaitable[RoutingTable]],
         revision_source: Callable[[], Awaitable[int]],
+        spend_source: SpendSource = nothing_spent,
     ) -> None:
+        self._spend_source = spend_source
         self.config = config
         self.authenticator = authenticator
         self.live = LiveState()
@@ -67,7 +71,9 @@ class GatewayRuntime:
         )
         self._fast = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
         self._later = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
-        self.admission = Admission(self.redis, self.config, fast=self._fast, later=self._later)
+        self.admission = Admission(
+            self.redis, self.config, fast=self._fast, later=self._later, spend_source=self._spend_source
+        )
         self._connected = asyncio.Event()
         self._spawn("table", self.table.run)
         self._spawn("admission", self._fast.run)
@@ -127,6 +133,8 @@ class GatewayRuntime:
                 log.warning("could not say good-bye to Redis: %s", error)
         await cancel_all(self._tasks)
         self._tasks.clear()
+        if self._connected.is_set():
+            self.generator.flush_refusals()
         await self._later.drain()
         await self.redis.aclose()
 
@@ -156,10 +164,16 @@ class GatewayRuntime:
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
         self._spawn("controls", self.controls.run)
         self._spawn("recovery", recovery.run)
+        self._spawn("refusals", self._flush_refusals)
         self._spawn("liveness", lambda: keep_alive_key(self.redis, self._channel, self._renew_leases))
         self._connected.set()
         await asyncio.sleep(SETTLE_BEATS * HEARTBEAT_S)
         self.live.settle()
+
+    async def _flush_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(REFUSALS_EVERY_S)
+            self.generator.flush_refusals()
 
     async def _renew_leases(self) -> None:
         now = time.monotonic()
@@ -167,11 +181,14 @@ class GatewayRuntime:
             return
         self._renewed_at = now
         leases: dict[str, list[str]] = {}
+        reservations: list[Reservation] = []
         for flight in self.hub:
+            reservations += flight.reservations
             if flight.grant.max_concurrency is not None:
                 leases.setdefault(flight.grant.id, []).append(flight.request.request_id)
         if leases:
             await self.admission.renew(leases, time.time())
+        await self.admission.ledgers.renew(reservations, LEASE_S)
 
     def _spawn(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._tasks.append(asyncio.create_task(_supervised(name, work), name=f"gateway-{name}"))

@@ -9,6 +9,7 @@ from inference.gateway.chunks import Chunks, usage_of
 from inference.gateway.flight import FAILED, GONE, IDLE, RESTARTED, STATUS
 from inference.gateway.generation import Generation
 from inference.protocol import ACCEPTED, DELTA, DONE
+from routing.core.cost import in_usd
 
 
 class ClientGone(Exception):
@@ -38,11 +39,10 @@ async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[li
                 heard = True
             elif kind == DONE:
                 if plan.include_usage:
-                    found.append(
-                        chunks.usage(
-                            usage_of(flight.prompt_tokens, flight.completion_tokens, flight.cached_tokens)
-                        )
-                    )
+                    usage = usage_of(flight.prompt_tokens, flight.completion_tokens, flight.cached_tokens)
+                    if generation.prices.priced:
+                        usage["cost_usd"] = in_usd(generation.cost_nano)
+                    found.append(chunks.usage(usage))
                 yield found
                 return
             elif kind == FAILED:

@@ -1,7 +1,88 @@
-"""What one answered request cost: one record in the Redis stream ``mmserve:usage``, rolled up elsewhere."""
+"""What a request may cost, what it has cost, and the record of it that goes to the stream ``mmserve:usage``."""
 
 from __future__ import annotations
 
-from routing.core.records import USAGE_STREAM, UsageRecord
+import time
+from typing import TYPE_CHECKING
 
-__all__ = ["USAGE_STREAM", "UsageRecord"]
+from inference.gateway.flight import Flight
+from inference.gateway.plan import DEFAULT_RESERVED_OUTPUT, Plan, most_prompt_tokens
+from routing.core.cost import Prices
+from routing.core.records import USAGE_STREAM, UsageRecord
+from routing.core.table import DeploymentEntry
+
+if TYPE_CHECKING:
+    from inference.gateway.generation import Generation
+
+__all__ = ["USAGE_STREAM", "UsageRecord", "cost_nano", "most_cost_nano", "record_of"]
+
+COMPLETED, CANCELLED = "completed", "cancelled"
+
+
+def most_cost_nano(plan: Plan, prices: Prices, deployment: DeploymentEntry) -> int:
+    """The most that a request can cost: what is reserved of its budgets. Without max_tokens, the whole context."""
+    if not prices.priced:
+        return 0
+    limits = deployment.limits
+    output = plan.sampling.max_tokens or limits.max_output_tokens or limits.context_length
+    return prices.cost_nano(
+        prompt_tokens=most_prompt_tokens(plan) if prices.by_tokens else 0,
+        completion_tokens=(output or DEFAULT_RESERVED_OUTPUT) * plan.choices,
+        engine_s=limits.default_deadline_s,
+        devices=deployment.devices,
+    )
+
+
+def cost_nano(flight: Flight, prices: Prices, outcome: str = COMPLETED, *, running: int = 0) -> int:
+    """What a request costs by now; a failure of ours costs nothing, unless the client has text of it.
+
+    A cancelled one pays for what was made. Its share of engine time was not told: it is what passed since an
+    engine took it, shared with the ``running`` streams that the replica last spoke of.
+    """
+    if not prices.priced or not (outcome in (COMPLETED, CANCELLED) or flight.delivered):
+        return flight.other_cost_nano
+    engine_s = flight.engine_s
+    if not engine_s and flight.accepted_at is not None and not prices.by_tokens:
+        streams = flight.plan.choices
+        engine_s = (time.monotonic() - flight.accepted_at) * streams / max(streams, running)
+    return flight.other_cost_nano + prices.cost_nano(
+        prompt_tokens=flight.prompt_tokens,
+        cached_tokens=min(flight.cached_tokens, flight.prompt_tokens),
+        completion_tokens=flight.completion_tokens,
+        engine_s=engine_s,
+        devices=flight.deployment.devices,
+    )
+
+
+def record_of(generation: Generation, *, outcome: str, status: int, cost: int) -> UsageRecord:
+    """The record of a request that was admitted."""
+    flight, now = generation.flight, time.monotonic()
+    first = flight.first_token_at
+    made = flight.completion_tokens
+    return UsageRecord(
+        request_id=generation.request_id,
+        key=flight.grant.id,
+        team=flight.grant.team,
+        model=generation.plan.model,
+        route=generation.route,
+        assignments=generation.assignments,
+        served_id=flight.deployment.served_id,
+        deployment=flight.deployment.id,
+        endpoint=generation.plan.endpoint,
+        outcome=outcome,
+        status=status,
+        at=time.time(),
+        stream=generation.plan.stream,
+        prompt_tokens=flight.prompt_tokens,
+        completion_tokens=made,
+        cached_tokens=flight.cached_tokens,
+        attempts=flight.attempt,
+        fallbacks=generation.fallbacks,
+        queued_s=flight.queued_s,
+        ttft_s=first - flight.begun_at if first is not None else 0.0,
+        tpot_s=(now - first) / (made - 1) if first is not None and made > 1 else 0.0,
+        e2e_s=now - flight.begun_at,
+        engine_s=flight.engine_s,
+        cost_nano=cost,
+        other_cost_nano=flight.other_cost_nano,
+    )

@@ -29,6 +29,7 @@ from mmserve.errors import (
     PayloadTooLarge,
     RateLimitExceeded,
 )
+from routing.core.cost import in_usd
 
 PATH = "/ws/v1/completions"
 SUBPROTOCOL = "mmserve"
@@ -220,7 +221,10 @@ class Socket:
             metrics.count(plan.endpoint, status, generation.decision.served_id if generation else "")
             if generation is not None:
                 await generator.close(generation, outcome=outcome, status=status)
-        await self._frame({"type": "done", "id": frame.id})
+        done = {"type": "done", "id": frame.id}
+        if generation.prices.priced:
+            done["cost_usd"] = in_usd(generation.cost_nano)
+        await self._frame(done)
 
     async def _stream(self, frame: RequestFrame, generation: Generation) -> None:
         chunks = Chunks(

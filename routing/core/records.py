@@ -5,6 +5,8 @@ Both are JSON in Redis. A field that is added has a default, so that an older re
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from routing.core.decision import Decision, RequestFacts
@@ -20,6 +22,13 @@ DECISIONS_KEY = "mmserve:decisions"
 def decision_key(decision_id: str) -> str:
     """Redis string with a DecisionRecord."""
     return f"mmserve:decision:{decision_id}"
+
+
+class Spent(NamedTuple):
+    """What the rows say of a budget's present period, and the last record of the stream that is in them."""
+
+    nano: int
+    last_id: str
 
 
 class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):

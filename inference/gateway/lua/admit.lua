@@ -1,14 +1,21 @@
--- Check the key's rates and concurrency and the deployment's queue; if all pass, enqueue one RQ job and ring the bell.
+-- Check the key's rates and concurrency, the deployment's queue and the budgets that pay; if all pass, reserve the
+-- cost, enqueue one RQ job and ring the bell.
 --
--- KEYS  1 rate bucket of the access key   2 its leases   3 job hash   4 queue   5 rq:queues   6 bell   7.. all queues
---       of the deployment
+-- KEYS  1 rate bucket of the access key   2 its leases   3 job hash   4 queue   5 rq:queues   6 bell   7 to 9 all
+--       queues of the deployment   then for each budget: its ledger (hash: period, spent, held), and what is held of
+--       it (zset of "job id:nano-dollars", scored by when the lease ends)
 -- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
 --       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
---       10 whose turn counts: the access key's id   11.. fields of the job's hash
--- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting}; a verdict is
--- "ok", "requests", "tokens", "concurrency" or "queue".
+--       10 whose turn counts: the access key's id   11 nano-dollars to reserve   12 how many budgets   then for each
+--       of them: its limit in nano-dollars, the label of its period   then the fields of the job's hash
+-- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
+-- nano-dollars left of it}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
+-- that budget's ledger is not in Redis and has to be opened from the stored usage first.
 -- A bucket holds at most one minute's worth, and fills evenly (a token bucket by Redis' own clock). A job that takes
--- another's place was admitted before: only its queue entry is written.
+-- another's place was admitted before: only its queue entry is written (and what it reserves, if it reserves anew).
+-- A budget never pays for more than its limit: what is spent, what is held for others, and this, together. A request
+-- that costs nothing passes while a budget is not overdrawn. What is held for a request whose gateway died comes back
+-- when its lease ends. A period only moves forward: gateways' clocks may differ.
 -- Fair between keys (start-time fair queueing, Goyal 1996): a job's tag is one more than its key's last one, or than
 -- the queue's virtual time if that is later, and the list is kept in the order of tags. A key with a thousand jobs
 -- waiting does not stop one with a single job.
@@ -17,16 +24,43 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local per_requests, per_tokens = tonumber(ARGV[4]), tonumber(ARGV[5])
 local replaces = ARGV[9]
+local cost, budgets = tonumber(ARGV[11]), tonumber(ARGV[12])
 
 local waiting = 0
-for i = 7, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[i]) end
+for i = 7, 9 do waiting = waiting + redis.call('LLEN', KEYS[i]) end
 
 local requests_left, tokens_left = per_requests, per_tokens
 local requests_reset, tokens_reset = 0, 0
 
-local function answer(verdict, wait_s)
+local function answer(verdict, wait_s, budget, left)
   return {verdict, math.ceil(wait_s * 1000), math.floor(requests_left), math.ceil(requests_reset * 1000),
-          math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting}
+          math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting, budget or 0, left or 0}
+end
+
+local function whole(number) return string.format('%.0f', number) end
+
+-- Whether every budget can pay; else the refusal.
+local function refused_by_a_budget()
+  for i = 1, budgets do
+    local ledger, held = KEYS[8 + 2 * i], KEYS[9 + 2 * i]
+    local limit, period = tonumber(ARGV[11 + 2 * i]), ARGV[12 + 2 * i]
+    local state = redis.call('HMGET', ledger, 'period', 'spent', 'held')
+    if not state[1] then return answer('ledger', 0, i) end
+    local spent, holds = tonumber(state[2]), tonumber(state[3])
+    if period > state[1] then
+      spent = 0
+      redis.call('HSET', ledger, 'period', period, 'spent', '0')
+    end
+    local lost = redis.call('ZRANGEBYSCORE', held, '-inf', now, 'LIMIT', 0, 1000)
+    if #lost > 0 then
+      local back = 0
+      for _, member in ipairs(lost) do back = back + tonumber(string.match(member, ':(%d+)$')) end
+      redis.call('ZREM', held, unpack(lost))
+      redis.call('HINCRBY', ledger, 'held', '-' .. whole(back))
+      holds = holds - back
+    end
+    if spent + holds + cost > limit then return answer('budget', 0, i, limit - spent - holds) end
+  end
 end
 
 if replaces == '' then
@@ -48,6 +82,8 @@ if replaces == '' then
     return answer('tokens', (reserve - tokens_left) * 60 / per_tokens)
   end
   if waiting >= tonumber(ARGV[8]) then return answer('queue', 0) end
+  local refusal = refused_by_a_budget()
+  if refusal then return refusal end
   local most = tonumber(ARGV[7])
   if most > 0 then
     redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
@@ -69,11 +105,20 @@ if replaces == '' then
     redis.call('PEXPIRE', KEYS[1], 120000)
   end
 else
-  for i = 7, #KEYS do redis.call('LREM', KEYS[i], 1, replaces) end
+  local refusal = refused_by_a_budget()
+  if refusal then return refusal end
+  for i = 7, 9 do redis.call('LREM', KEYS[i], 1, replaces) end
   redis.call('DEL', 'rq:job:' .. replaces)
 end
 
-redis.call('HSET', KEYS[3], unpack(ARGV, 11))
+if cost > 0 then
+  for i = 1, budgets do
+    redis.call('HINCRBY', KEYS[8 + 2 * i], 'held', ARGV[11])
+    redis.call('ZADD', KEYS[9 + 2 * i], string.format('%.3f', now + tonumber(ARGV[3])), ARGV[1] .. ':' .. ARGV[11])
+  end
+end
+
+redis.call('HSET', KEYS[3], unpack(ARGV, 13 + 2 * budgets))
 redis.call('SADD', KEYS[5], KEYS[4])
 
 local fair = 'mmserve:fair:' .. KEYS[4]

@@ -1,9 +1,22 @@
--- Give back what an answered request did not use, release its lease, and write its usage record.
+-- Give back what an answered request did not use, release its lease, charge its budgets, and write down what it used
+-- and how it was decided.
 --
--- KEYS  1 rate bucket of the access key   2 its leases   3 usage stream
+-- KEYS  1 rate bucket of the access key   2 its leases   3 usage stream   4 the last settlement of this gateway
+--       5 how many records were turned away   6 the decision   7 all decisions   then for each budget: its ledger, and
+--       what is held of it (see admit.lua)
 -- ARGV  1 lease member   2 tokens per minute (0: no limit)   3 tokens reserved   4 tokens used
---       5 about how many records the stream keeps   6 the record (JSON)
--- The bucket may go below zero: an answer longer than was reserved is paid for by waiting longer.
+--       5 how many records the stream may hold   6 the record (JSON), or ""   7 number of this settlement   8 cost in
+--       nano-dollars   9 the decision (JSON), or ""   10 its id   11 how long it is kept (s)   12 how many are kept
+--       13 unix time   then for each budget: the label of its period, and its members of the zset, with spaces between
+-- A gateway sends its settlements in order, and all of a batch again when it has not heard that they arrived: a number
+-- that is not higher than the last one's was settled before.
+-- The bucket may go below zero: an answer longer than was reserved is paid for by waiting longer. A budget may be
+-- overdrawn only by what a request cost beyond its reservation. A ledger that is not there is opened from the stored
+-- usage and this very stream, so the record alone charges it.
+
+local number = tonumber(ARGV[7])
+if (tonumber(redis.call('GET', KEYS[4]) or 0)) >= number then return 0 end
+redis.call('SET', KEYS[4], ARGV[7], 'EX', 3600)
 
 local per_tokens = tonumber(ARGV[2])
 if per_tokens > 0 then
@@ -14,6 +27,42 @@ if per_tokens > 0 then
     redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', left))
   end
 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'record', ARGV[6])
+if ARGV[1] ~= '' then redis.call('ZREM', KEYS[2], ARGV[1]) end
+
+for i = 8, #KEYS, 2 do
+  local ledger, held = KEYS[i], KEYS[i + 1]
+  local period, members = ARGV[i + 6], ARGV[i + 7]
+  local known = redis.call('HGET', ledger, 'period')
+  for member in string.gmatch(members, '%S+') do
+    if redis.call('ZREM', held, member) == 1 and known then
+      redis.call('HINCRBY', ledger, 'held', '-' .. string.match(member, ':(%d+)$'))
+    end
+  end
+  if known then
+    if period > known then
+      redis.call('HSET', ledger, 'period', period, 'spent', ARGV[8])
+    else
+      redis.call('HINCRBY', ledger, 'spent', ARGV[8])
+    end
+  end
+end
+
+if ARGV[6] ~= '' then
+  if redis.call('XLEN', KEYS[3]) >= tonumber(ARGV[5]) then
+    redis.call('INCR', KEYS[5])
+  else
+    redis.call('XADD', KEYS[3], '*', 'record', ARGV[6])
+  end
+end
+
+if ARGV[9] ~= '' then
+  redis.call('SET', KEYS[6], ARGV[9], 'EX', ARGV[11])
+  redis.call('ZADD', KEYS[7], ARGV[13], ARGV[10])
+  redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', '(' .. (tonumber(ARGV[13]) - tonumber(ARGV[11])))
+  local many = redis.call('ZCARD', KEYS[7]) - tonumber(ARGV[12])
+  if many > 0 then
+    local oldest = redis.call('ZPOPMIN', KEYS[7], many)
+    for i = 1, #oldest, 2 do redis.call('DEL', 'mmserve:decision:' .. oldest[i]) end
+  end
+end
 return 1

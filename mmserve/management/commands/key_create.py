@@ -13,12 +13,13 @@ from mmserve.command import DataCommand, actor, add_reason
 from mmserve.errors import InvalidRequest, NotFound
 from mmserve.key_actions import create_key
 from mmserve.models import PRIORITIES, SCOPES
+from routing.models import Team
 
 MAX_DAYS = 36500
 
 
 class Command(DataCommand):
-    help = "Create an access key and print it, once. Exit codes: 0 done, 3 no such user, 5 a wrong value."
+    help = "Create an access key and print it, once. Exit codes: 0 done, 3 no such user or team, 5 a wrong value."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
@@ -26,6 +27,7 @@ class Command(DataCommand):
         parser.add_argument(
             "--scope", action="append", choices=SCOPES, dest="scopes", help="infer, if left out"
         )
+        parser.add_argument("--team", help="who pays for what it uses")
         parser.add_argument("--days", type=float, help="until it expires; never, if left out")
         parser.add_argument("--requests-per-minute", type=int)
         parser.add_argument("--tokens-per-minute", type=int)
@@ -47,6 +49,7 @@ class Command(DataCommand):
             reason=reason,
             scopes=scopes,
             expiry=_expiry(options["days"]),
+            team=_team(options["team"]),
             **limits,
         )
         return {"key": raw, "id": str(key.id), "name": key.name, "scopes": key.scopes, "expiry": key.expiry}
@@ -63,6 +66,13 @@ def _user(username: str | None) -> Any:
             f"There is no user {username!r}." if username else "There is no superuser yet: name a user."
         )
     return user
+
+
+def _team(name: str | None) -> Team | None:
+    team = None if name is None else Team.objects.filter(name=name).first()
+    if name is not None and team is None:
+        raise NotFound(f"There is no team {name!r}.")
+    return team
 
 
 def _expiry(days: float | None) -> datetime.datetime | None:

@@ -1,0 +1,125 @@
+"""The budgets' ledgers in Redis: what is spent in the present period, and what is held for requests in flight.
+
+Admission reserves and settlement charges inside their own scripts; here is what they share, and how a ledger that
+Redis has lost, or never had, is opened again from the stored usage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from inference.gateway.redis_batch import RedisBatch, Script
+from mmserve.errors import Unavailable
+from routing.core.cost import BudgetEntry, period_label, period_start
+from routing.core.records import USAGE_STREAM, Spent
+
+SOURCE_TIMEOUT_S = 5.0
+
+
+SpendSource = Callable[[BudgetEntry, float], Awaitable[Spent]]
+
+
+class Reservation(NamedTuple):
+    """What is held for one job of each of these budgets."""
+
+    job_id: str
+    nano: int
+    budgets: tuple[BudgetEntry, ...]
+
+    @property
+    def member(self) -> str:
+        """Its place in the zset of what is held."""
+        return f"{self.job_id}:{self.nano}"
+
+
+def ledger_keys(budget: BudgetEntry) -> tuple[str, str]:
+    """Redis hash of a budget, and zset of what is held of it. Another period is another ledger."""
+    key = f"mmserve:budget:{budget.id}:{budget.period.value}"
+    return key, f"{key}:held"
+
+
+async def nothing_spent(budget: BudgetEntry, now: float) -> Spent:
+    """The source of a gateway without a database."""
+    return Spent(0, "0-0")
+
+
+class Ledgers:
+    """Opens and renews. Of many requests that miss one ledger, one opens it."""
+
+    def __init__(self, fast: RedisBatch, source: SpendSource) -> None:
+        self._fast = fast
+        self._source = source
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._open = Script("open_ledger")
+        self._renew = Script("renew")
+
+    async def open(self, budget: BudgetEntry) -> None:
+        """Have the ledger in Redis; Unavailable when the database cannot say what was spent."""
+        place = ledger_keys(budget)[0]
+        task = self._opening.get(place)
+        if task is None:
+            task = self._opening[place] = asyncio.create_task(self._open_now(budget))
+            task.add_done_callback(lambda _: self._opening.pop(place, None))
+        await asyncio.shield(task)
+
+    async def _open_now(self, budget: BudgetEntry) -> None:
+        now = time.time()
+        try:
+            async with asyncio.timeout(SOURCE_TIMEOUT_S):
+                spent = await self._source(budget, now)
+        # The source is handed in: whatever it raises means that the spending cannot be read now.
+        except Exception as error:
+            raise Unavailable(
+                f"What the {budget.name} has spent cannot be read: no answer from the database.",
+                retry_after_s=1.0,
+            ) from error
+        start = period_start(budget.period, now)
+        await self._fast.call(
+            self._open,
+            [*ledger_keys(budget), USAGE_STREAM],
+            [
+                period_label(budget.period, now),
+                spent.nano,
+                spent.last_id,
+                budget.scope.value,
+                budget.subject,
+                start.timestamp() if start else 0,
+            ],
+        )
+
+    async def renew(self, reservations: Iterable[Reservation], lease_s: float) -> None:
+        """Hold on to what is held for requests in flight."""
+        keys: list[str] = []
+        members: list[str] = []
+        for one in reservations:
+            for budget in one.budgets if one.nano else ():
+                keys += ledger_keys(budget)
+                members.append(one.member)
+        if members:
+            await self._fast.call(self._renew, keys, [lease_s, *members])
+
+
+def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[str], list[Any]]:
+    """KEYS and ARGV of settle.lua for the budgets of these reservations, each once."""
+    members: dict[BudgetEntry, list[str]] = {}
+    for one in reservations:
+        for budget in one.budgets:
+            members.setdefault(budget, []).extend([one.member] if one.nano else [])
+    keys: list[str] = []
+    args: list[Any] = []
+    for budget, held in members.items():
+        keys += ledger_keys(budget)
+        args += [period_label(budget.period, now), " ".join(held)]
+    return keys, args
+
+
+def status_of(raw: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """A ledger's hash as values."""
+    return {
+        "period": raw.get(b"period", b"").decode(),
+        "spent_nano": int(raw.get(b"spent", 0)),
+        "held_nano": int(raw.get(b"held", 0)),
+    }

@@ -1,0 +1,26 @@
+-- Open a budget's ledger that is not in Redis: from what the rows say, and the records that are not in the rows yet.
+--
+-- KEYS  1 the ledger   2 what is held of it   3 usage stream
+-- ARGV  1 label of the period   2 nano-dollars spent by the rows   3 the last record that is in them
+--       4 the record's field that must be   5 this   6 unix time of the period's beginning
+-- Returns 1, or 0 when somebody else opened it first.
+
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local spent, from = tonumber(ARGV[2]), ARGV[3]
+local field, subject, since = ARGV[4], ARGV[5], tonumber(ARGV[6])
+while true do
+  local records = redis.call('XRANGE', KEYS[3], '(' .. from, '+', 'COUNT', 1000)
+  for _, entry in ipairs(records) do
+    from = entry[1]
+    local record = cjson.decode(entry[2][2])
+    if record[field] == subject and record.at >= since then spent = spent + (record.cost_nano or 0) end
+  end
+  if #records < 1000 then break end
+end
+local held = 0
+for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  held = held + tonumber(string.match(member, ':(%d+)$'))
+end
+redis.call('HSET', KEYS[1], 'period', ARGV[1], 'spent', string.format('%.0f', spent),
+           'held', string.format('%.0f', held))
+return 1
