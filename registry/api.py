@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
+from django.db.models import DateTimeField, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import extend_schema
@@ -23,6 +26,7 @@ from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, actor_of, checked
 
 ID = "[0-9]{1,18}"
+NEVER = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 class RegistryViewSet(ConditionalWrites):
@@ -103,7 +107,11 @@ class ModelViewSet(RegistryViewSet, viewsets.ModelViewSet):
 class VersionViewSet(RegistryViewSet, viewsets.ModelViewSet):
     """Versions: register, price, import, archive, restore, delete."""
 
-    queryset = ModelVersion.objects.select_related("model").prefetch_related("files")
+    queryset = (
+        ModelVersion.objects.select_related("model")
+        .prefetch_related("files")
+        .annotate(was_ready_at=Coalesce("ready_at", Value(NEVER), output_field=DateTimeField()))
+    )
     serializer_class = serializers.VersionSerializer
     filterset_class = filters.VersionFilter
     search_fields = ("model__name", "version", "description", "source_uri")

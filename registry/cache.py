@@ -3,7 +3,9 @@
     <CACHE_DIR>/versions/<entry>/        the files and their stamp; there only when whole (one rename)
     <CACHE_DIR>/versions/<entry>.lock    held (exclusive) by the one process that brings them; others wait
     <CACHE_DIR>/versions/<entry>.use     held (shared) by whoever loads or serves them: never evicted
+    <CACHE_DIR>/versions/<entry>.room    the bytes that whoever brings them will need
     <CACHE_DIR>/versions/<entry>.pin     an operator's wish: never evicted
+    <CACHE_DIR>/versions/all.lock        held while room is made
 
 Locks are flock's: the kernel lets go of them when their process dies, however it dies.
 """
@@ -30,7 +32,8 @@ from registry.report import Report, quiet
 from registry.stamp import STAMP, Damage, damage, write_stamp
 from registry.store.s3 import remote_files
 
-LOCK, USE, PIN, BRINGING, REMOVED = ".lock", ".use", ".pin", ".bringing", ".removed"
+LOCK, USE, PIN, ROOM, BRINGING, REMOVED = ".lock", ".use", ".pin", ".room", ".bringing", ".removed"
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,15 @@ def hold(version: ModelVersion, report: Report = quiet) -> Held:
     return Held(folder, use)
 
 
+def renew(version: ModelVersion, report: Report = quiet) -> None:
+    """Throw a version's files here away, and bring them from the store again."""
+    with _locked(root() / (entry_name(version) + LOCK), fcntl.LOCK_EX):
+        folder = root() / entry_name(version)
+        if folder.is_dir():
+            _discard(folder)
+    hold(version, report).release()
+
+
 def is_here(version: ModelVersion) -> bool:
     """Whether holding it needs no fetch."""
     return store.is_local() or (root() / entry_name(version)).is_dir()
@@ -164,30 +176,53 @@ def _refuse(version: ModelVersion, found: list[Damage]) -> None:
 
 
 def _bring(version: ModelVersion, manifest: list[ManifestEntry], folder: Path, report: Report) -> None:
-    _make_room(sum(entry.size_bytes for entry in manifest))
-    work = folder.with_name(folder.name + BRINGING)
-    remotes = remote_files(store.storage(), version.path, manifest)
-    Fetcher(work, report, bytes_per_s=settings.FETCH_BYTES_PER_S).fetch(remotes)
-    for leftover in work.glob(".*"):
-        leftover.unlink()
-    write_stamp(work, (entry.path for entry in manifest))
-    work.rename(folder)
+    room = _take_room(folder.name, sum(entry.size_bytes for entry in manifest))
+    try:
+        work = folder.with_name(folder.name + BRINGING)
+        remotes = remote_files(store.storage(), version.path, manifest)
+        Fetcher(work, report, bytes_per_s=settings.FETCH_BYTES_PER_S).fetch(remotes)
+        for leftover in work.glob(".*"):
+            leftover.unlink()
+        write_stamp(work, (entry.path for entry in manifest))
+        work.rename(folder)
+    finally:
+        room.unlink(missing_ok=True)
 
 
-def _make_room(needed: int) -> None:
+def _take_room(name: str, needed: int) -> Path:
+    """Keep room for what is about to come, so that two who bring at once do not count the same room."""
+    mine = root() / (name + ROOM)
+    with _locked(root() / (ALL + LOCK), fcntl.LOCK_EX):
+        others = [file for file in root().glob(f"*{ROOM}") if file != mine]
+        _make_room(needed, sum(_room(file) for file in others))
+        mine.write_text(str(needed))
+    return mine
+
+
+def _room(file: Path) -> int:
+    """Bytes that another one keeps; none, if it died."""
+    if not _is_locked(file.with_name(file.name.removesuffix(ROOM) + LOCK)):
+        file.unlink(missing_ok=True)
+        return 0
+    with suppress(FileNotFoundError, ValueError):
+        return int(file.read_text())
+    return 0
+
+
+def _make_room(needed: int, kept: int) -> None:
     bound = settings.CACHE_BYTES
     if not bound:
         free = shutil.disk_usage(root()).free
-        if needed > free:
-            prune(max(0, sum(entry.size_bytes for entry in entries()) - (needed - free)))
+        if needed + kept > free:
+            prune(max(0, sum(entry.size_bytes for entry in entries()) - (needed + kept - free)))
         return
     if needed > bound:
         raise Conflict(f"{needed} bytes do not fit the cache: MMSERVE_CACHE_BYTES is {bound}.")
-    prune(bound - needed)
-    left = sum(entry.size_bytes for entry in entries())
+    prune(max(0, bound - needed - kept))
+    left = sum(entry.size_bytes for entry in entries()) + kept
     if left + needed > bound:
         raise Conflict(
-            f"{needed} bytes do not fit the cache: {left} of {bound} bytes are loaded or pinned "
+            f"{needed} bytes do not fit the cache: {left} of {bound} bytes are loaded, loading or pinned "
             "(MMSERVE_CACHE_BYTES)."
         )
 

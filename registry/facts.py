@@ -18,6 +18,7 @@ from registry.textfacts import chat_template, languages, read_json, tokenizer_ki
 # The safetensors format's own bound.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 2**40
+MAIN_INDEX = "model.safetensors.index.json"
 # Classes without a head that speaks.
 EMBEDDERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "NomicBertModel", "MPNetModel")
 DTYPES = {
@@ -127,12 +128,15 @@ def _weights(folder: Path, config: dict[str, Any]) -> tuple[int, int, Counter[st
     """Parameters, bytes, and bytes by dtype of all weights."""
     parameters, weight_bytes, stored = 0, 0, Counter[str]()
     files = sorted(folder.glob("*.safetensors"))
-    _check_index(folder, {file.name for file in files})
+    indexed = _indexed(folder, {file.name for file in files})
     for file in files:
+        # Some bring the same weights a second time, in one file that no index names.
+        counted = not indexed or file.name in indexed
         for dtype, count, size in _tensors(file):
-            parameters += count
-            weight_bytes += size
-            stored[dtype] += size
+            if counted:
+                parameters += count
+                weight_bytes += size
+                stored[dtype] += size
     if not files:
         # Pickles that the operator allowed: they are not opened here, so their size has to do.
         pickles = [file for file in folder.iterdir() if file.suffix in PICKLES]
@@ -145,15 +149,18 @@ def _weights(folder: Path, config: dict[str, Any]) -> tuple[int, int, Counter[st
     return parameters, weight_bytes, stored
 
 
-def _check_index(folder: Path, names: set[str]) -> None:
-    """Every shard that an index names is here."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
+def _indexed(folder: Path, names: set[str]) -> set[str]:
+    """The shards that the index names (the first, of several); each that any names is here."""
+    indexed: set[str] = set()
+    for index in sorted(folder.glob("*.safetensors.index.json"), key=lambda file: file.name != MAIN_INDEX):
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise InvalidRequest(f"{index.name}: weight_map does not say which shard holds which tensor")
         missing = sorted(set(shards.values()) - names)
         if missing:
             raise InvalidRequest(f"{index.name} names {missing[0][:200]!r}, which is not here")
+        indexed = indexed or set(shards.values())
+    return indexed
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, int, int]]:

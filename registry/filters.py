@@ -13,6 +13,9 @@ from rest_framework.request import Request
 from mmserve.errors import InvalidRequest
 from registry.models import TAG, Alias, Event, Model, ModelVersion
 
+# Expressions of a view's queryset in the place of fields that may be null.
+ORDERED_BY = {"ready_at": "was_ready_at", "-ready_at": "-was_ready_at"}
+
 
 class StrictOrdering(OrderingFilter):
     """``?ordering=name`` or ``-name``; an unknown field is an error, not ignored."""
@@ -25,7 +28,9 @@ class StrictOrdering(OrderingFilter):
                 f"ordering: {asked[:50]!r} is none of {', '.join(view.ordering_fields)}, with or without '-'",
                 param="ordering",
             )
-        return super().get_ordering(request, queryset, view)
+        found = super().get_ordering(request, queryset, view)
+        # Null has no place in an order that a cursor could remember.
+        return found and [ORDERED_BY.get(name, name) for name in found]
 
 
 class TagFilter(filters.CharFilter):

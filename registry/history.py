@@ -6,6 +6,7 @@ import datetime
 from dataclasses import dataclass, field
 
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Left
 from django.utils.dateparse import parse_datetime
 
 from registry.actions.aliases import DELETED, MADE_DEFAULT, PROMOTED, ROLLED_BACK
@@ -44,15 +45,23 @@ def parse_moment(text: str) -> datetime.datetime | None:
 
 def events_of(model_name: str) -> QuerySet[Event]:
     """Everything that happened to a model, its versions and its aliases, the newest first."""
-    return Event.objects.filter(Q(subject=model_name) | Q(subject__startswith=f"{model_name}@"))
+    return _beginning(f"{model_name}@", Q(subject=model_name))
 
 
 def meaning_at(model_name: str, at: datetime.datetime) -> Meaning:
     """What each alias of the model meant at ``at``."""
-    moves = Event.objects.filter(subject__startswith=f"{model_name}@", kind__in=MOVES, at__lte=at)
+    moves = _beginning(f"{model_name}@").filter(kind__in=MOVES, at__lte=at)
     meaning = Meaning()
     for kind, subject, data in moves.order_by("id").values_list("kind", "subject", "data"):
         # Events from before "default" was written: a model's first alias is its default.
         is_default = data.get("default", kind == PROMOTED and not meaning.aliases)
         meaning.follow(kind, subject.rpartition("@")[2], data.get("to"), is_default=is_default)
     return meaning
+
+
+def _beginning(prefix: str, *others: Q) -> QuerySet[Event]:
+    """Events whose subject begins so. SQLite's LIKE takes ``Echo`` for ``echo``: it narrows, the text decides."""
+    wanted = Q(subject__startswith=prefix, head=prefix)
+    for other in others:
+        wanted |= other
+    return Event.objects.alias(head=Left("subject", len(prefix))).filter(wanted)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 ACTOR = "ops worker"
 # How long a job waits for one of an earlier attempt, which was cancelled, to wind down.
 WAIT_S = 45.0
+MAX_SLUG_CHARS = 100
+FETCHED = "fetched"
 
 
 def import_version(version_id: int) -> str:
@@ -71,7 +73,11 @@ def verify_version(version_id: int, repair: bool = False) -> list[str]:
     kind = "version.damaged" if found else "version.verified"
     bump(kind, version.served_id, ACTOR, data={"files": len(manifest), **dict(found)})
     if found and repair:
-        repair_version(version_id)
+        try:
+            repair_version(version_id, found)
+        except Exception as error:
+            bump("version.unrepaired", version.served_id, ACTOR, in_words(error), dict(found))
+            raise
     return [path for path, _ in found]
 
 
@@ -94,16 +100,17 @@ def _damage(version: ModelVersion, manifest: list[ManifestEntry]) -> list[Damage
     return found
 
 
-def repair_version(version_id: int) -> list[str]:
-    """Fetch the files of a ready version anew and put them in the place of damaged ones; the paths that were.
+def repair_version(version_id: int, found: list[Damage] | None = None) -> list[str]:
+    """Fetch the files of a version anew and put them in the place of damaged ones; the paths that were.
 
     What is fetched must be what the manifest says: the version means the same files as before.
     """
     version = _version(version_id)
-    if version is None or version.state != VersionState.READY or not store.is_local():
+    if version is None or version.state not in PUBLISHED:
         return []
     manifest = cache.manifest_of(version)
-    found = damage(store.location(version.path), manifest, full=True)
+    if found is None:
+        found = _damage(version, manifest)
     if found:
         work = store.workspace(f"repair-{version.pk}")
         # By the manifest afterwards: the source of a converted version has other files.
@@ -112,18 +119,14 @@ def repair_version(version_id: int) -> list[str]:
         if wrong:
             raise Conflict(f"{version.served_id}: from its source {wrong[0].path} {wrong[0].words}.")
         _stamped(files, manifest)
-        store.publish(files, version.path)
+        store.replace(files, version.path, [path for path, _ in found])
         store.clear_workspace(work.name)
-        bump(
-            "version.repaired",
-            version.served_id,
-            ACTOR,
-            data=dict(found),
-        )
+        bump("version.repaired", version.served_id, ACTOR, data=dict(found))
     return [path for path, _ in found]
 
 
 def _import(version: ModelVersion) -> None:
+    store.sweep()
     progress = Progress(version.pk, version.attempt)
     work = store.workspace(f"import-{version.pk}")
     wanted = _wanted(version, {entry.path: entry.sha256 for entry in cache.manifest_of(version)})
@@ -131,8 +134,11 @@ def _import(version: ModelVersion) -> None:
     progress.enter("hash")
     facts = read_facts(files)
     manifest = read_manifest(files, progress.report, known)
+    if files.name == FETCHED:
+        _refuse_others(manifest, wanted.sha256)
     progress.enter("publish")
-    path = f"{version.model.slug}/{version.version}-{version.pk}"
+    # A part of a path has 255 bytes at most; the number keeps it apart from every other.
+    path = f"{version.model.slug[:MAX_SLUG_CHARS]}/{version.version}-{version.pk}"
     _stamped(files, manifest)
     store.publish(files, path, progress.report)
     _finish(version, path, facts, manifest)
@@ -155,7 +161,7 @@ def _files(
 ) -> tuple[Path, dict[str, str]]:
     """The folder with what the version is made of, and the digests that are known already."""
     # Another source's files are not to be mixed in.
-    fetched = work / "fetched"
+    fetched = work / FETCHED
     origin = work / "source"
     if not origin.exists() or origin.read_text() != version.source_uri:
         shutil.rmtree(fetched, ignore_errors=True)
@@ -174,6 +180,16 @@ def _files(
     converted.mkdir()
     convert(ggufs[0], converted, report)
     return converted, {}
+
+
+def _refuse_others(manifest: list[ManifestEntry], wanted: Mapping[str, str]) -> None:
+    """What a document said of the files beforehand holds for what came out of an archive, too."""
+    found = {entry.path: entry.sha256 for entry in manifest}
+    for path, digest in sorted(wanted.items()):
+        if path not in found:
+            raise InvalidRequest(f"{path} is in the manifest, but not in the source", param="source_uri")
+        if found[path] != digest:
+            raise InvalidRequest(f"{path} has the SHA-256 {found[path]}, not {digest}", param="source_uri")
 
 
 def _stamped(files: Path, manifest: list[ManifestEntry]) -> None:

@@ -13,6 +13,9 @@ from mmserve.errors import InvalidRequest
 from registry.report import Report
 
 CHUNK_BYTES = 4 * 2**20
+# What a row keeps of a path, and what a file system takes of a name, with the marks that a fetch adds.
+MAX_PATH_CHARS = 500
+MAX_NAME_BYTES = 240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,12 @@ def check_path(path: str) -> str:
     """A relative path that stays below its root; InvalidRequest otherwise."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
-        raise InvalidRequest(f"{path!r} leaves the version's folder", param="path")
+        raise InvalidRequest(f"{path[:200]!r} leaves the version's folder", param="path")
+    # As a file system would spell it: "a//b" and "./a/b" are other names of "a/b".
+    if "/".join(parts) != path or not path.isprintable() or len(path) > MAX_PATH_CHARS:
+        raise InvalidRequest(f"{path[:200]!r} is no plain path of a file", param="path")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise InvalidRequest(f"{path[:200]!r} is too long for a file's name", param="path")
     return path
 
 
@@ -41,6 +49,10 @@ def check_paths(paths: list[str]) -> list[str]:
         if same in seen:
             raise InvalidRequest(f"{seen[same]!r} and {path!r} differ only in case or spelling", param="path")
         seen[same] = path
+    for same, path in seen.items():
+        above = next((str(folder) for folder in PurePosixPath(same).parents if str(folder) in seen), None)
+        if above is not None:
+            raise InvalidRequest(f"{seen[above]!r} is a file, and {path!r} is in it", param="path")
     return paths
 
 

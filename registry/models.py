@@ -13,6 +13,8 @@ from django.db.models.functions import Now
 from mmserve.errors import Conflict
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+# With "@" and a label it is an event's subject; its slug is part of a folder's name.
+MAX_MODEL_NAME_CHARS = 190
 CAPABILITIES = ("completion", "chat", "embedding", "tools", "json", "vision")
 MAX_TAGS, MAX_TAG_CHARS, MAX_LINKS, MAX_OPTIONS = 50, 100, 20, 100
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -21,6 +23,8 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,99}")
 
 def check_model_name(value: str) -> None:
     """Letters, digits, ``. _ -``, in parts joined by ``/``; ``@`` stands before a version or alias."""
+    if len(value) > MAX_MODEL_NAME_CHARS:
+        raise ValidationError(f"at most {MAX_MODEL_NAME_CHARS} characters", code="name")
     if not MODEL_NAME.fullmatch(value) or value == "auto":
         raise ValidationError(
             "letters, digits, '.', '_' and '-' only, in parts joined by '/'; not 'auto'", code="name"

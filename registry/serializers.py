@@ -9,7 +9,16 @@ from rest_framework import serializers
 
 from registry.actions.models import FIELDS
 from registry.actions.versions import EDITABLE, PRICES
-from registry.models import Alias, Event, Model, ModelVersion, VersionFile, check_label, check_model_name
+from registry.models import (
+    MAX_MODEL_NAME_CHARS,
+    Alias,
+    Event,
+    Model,
+    ModelVersion,
+    VersionFile,
+    check_label,
+    check_model_name,
+)
 from registry.rest import QuerySerializer, StrictSerializer, reason_field
 
 ZONE_WITH_SPACE = re.compile(r"(?<=T)(.*) (\d\d:?\d\d)$")
@@ -30,7 +39,7 @@ class ModelSerializer(StrictSerializer, serializers.ModelSerializer):
     """A model."""
 
     # Whether the name is taken is the action's to say (409).
-    name = serializers.CharField(max_length=200, validators=[check_model_name])
+    name = serializers.CharField(max_length=MAX_MODEL_NAME_CHARS, validators=[check_model_name])
     reason = reason_field()
 
     class Meta:

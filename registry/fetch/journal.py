@@ -53,7 +53,9 @@ class Journal:
     def begin(self, remote: RemoteFile) -> None:
         """Before its first part; whatever was kept of another state of the file is forgotten."""
         identity = [remote.size_bytes, remote.validator, remote.sha256, self._part_bytes]
-        if self._identities.get(remote.path) != identity:
+        # Of a file that nothing tells apart from another of its size, nothing is kept.
+        nameless = not remote.validator and remote.sha256 is None
+        if nameless or self._identities.get(remote.path) != identity:
             self._forget(remote.path)
             self._identities[remote.path] = identity
             self._write({"path": remote.path, "identity": identity})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -11,6 +13,7 @@ import yaml
 from mmserve.errors import InvalidRequest
 from registry.actions.models import FIELDS as MODEL_FIELDS
 from registry.actions.versions import PRICES as PRICE_FIELDS
+from registry.manifest import check_paths
 from registry.models import Model, ModelVersion, VersionState
 
 FORMAT = 1
@@ -23,8 +26,8 @@ class PortableFile(msgspec.Struct, forbid_unknown_fields=True):
     """One line of a manifest: what is fetched must have this digest."""
 
     path: str
-    size_bytes: int
-    sha256: str
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class PortableVersion(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -79,19 +82,17 @@ def portable(models: Iterable[Model]) -> Document:
 
 def write_document(document: Document) -> str:
     """As YAML, in an order that diffs well."""
-    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(
+        msgspec.to_builtins(document), Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def read_document(text: str) -> Document:
-    """From YAML; InvalidRequest says where it is wrong."""
+    """From YAML, or JSON; InvalidRequest says where it is wrong."""
     if len(text) > MAX_BYTES:
         raise InvalidRequest(f"the document is larger than {MAX_BYTES} bytes")
     try:
-        # A few lines with aliases can stand for gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise InvalidRequest("YAML aliases (*name) are not taken: write it out")
-        found = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
-        document = msgspec.convert(found, Document)
+        document = msgspec.convert(_parsed(text), Document)
     except yaml.YAMLError as error:
         raise InvalidRequest(f"not YAML: {' '.join(str(error).split())[:300]}") from error
     except RecursionError as error:
@@ -108,7 +109,40 @@ def read_document(text: str) -> Document:
     _refuse_twins("model", (model.name for model in document.models))
     for model in document.models:
         _refuse_twins(f"version of {model.name}", (version.version for version in model.versions))
+        for version in model.versions:
+            check_paths([file.path for file in version.files])
     return document
+
+
+def _parsed(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        # JSON is nearly YAML: pairs of \u escapes and some line ends mean another thing there.
+        with suppress(json.JSONDecodeError):
+            return json.loads(text, object_pairs_hook=_mapping)
+    # A few lines with aliases can stand for gigabytes.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise InvalidRequest("YAML aliases (*name) are not taken: write it out")
+    return yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twins("key", (name for name, _ in pairs))
+    return dict(pairs)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes no aliases, and so that every text is read as it was."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # PyYAML takes a NEL for the end of a line, and reads it as another one.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+PlainDumper.add_representer(str, _text)
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -117,6 +151,8 @@ class StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark

@@ -13,6 +13,9 @@ from mmserve.errors import InvalidRequest
 METADATA = frozenset(
     ipaddress.ip_address(text) for text in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192")
 )
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def check_url(url: str, allowed: Iterable[str], setting: str) -> SplitResult:
@@ -51,9 +54,7 @@ def addresses(host: str, port: int) -> list[str]:
 
 def check_address(text: str, host: str, *, public_only: bool) -> None:
     """Refuse an address that is link-local, a metadata service, or private behind a wildcard."""
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+    address = _meant(ipaddress.ip_address(text.partition("%")[0]))
     if address.is_link_local or address.is_multicast or address.is_unspecified or address in METADATA:
         raise InvalidRequest(f"source_uri: {host} is at {text}, which is never asked", param="source_uri")
     if public_only and not address.is_global:
@@ -61,6 +62,14 @@ def check_address(text: str, host: str, *, public_only: bool) -> None:
             f"source_uri: {host} is at {text}, a private address; list the host in full to allow it",
             param="source_uri",
         )
+
+
+def _meant(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one carries: mapped, 6to4, or translated by NAT64."""
+    if isinstance(address, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        return address.ipv4_mapped or address.sixtofour or translated or address
+    return address
 
 
 def _matches(entry: str, scheme: str, host: str, port: int | None) -> bool:

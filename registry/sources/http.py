@@ -40,8 +40,7 @@ class WebFiles:
         try:
             with self._get(url, {"Range": "bytes=0-0"}) as response:
                 size, ranges = _size(response, path)
-                etag = response.headers.get("ETag", "")
-                validator = etag or response.headers.get("Last-Modified", "")
+                etag, validator = response.headers.get("ETag", ""), _validator(response)
         except FetchInterrupted as error:
             raise Unavailable(f"{path}: the server does not answer: {error}") from error
         # A weak ETag does not promise the same bytes.
@@ -52,21 +51,30 @@ class WebFiles:
             validator=validator,
             sha256=sha256,
             ranges=ranges,
-            open=partial(self._read, url, path, size if ranges else None, strong),
+            open=partial(self._read, url, path, size if ranges else None, strong, validator),
         )
 
     @contextmanager
     def _read(
-        self, url: str, path: str, ranged_size: int | None, etag: str | None, start: int, end: int
+        self,
+        url: str,
+        path: str,
+        ranged_size: int | None,
+        etag: str | None,
+        validator: str,
+        start: int,
+        end: int,
     ) -> Iterator[Chunks]:
         wanted = {"Range": f"bytes={start}-{end - 1}"} if ranged_size is not None else {}
         if etag and wanted:
             wanted["If-Range"] = etag
         with self._get(url, wanted) as response:
-            if wanted:
-                expected = f"bytes {start}-{end - 1}/{ranged_size}"
-                if response.status_code != 206 or response.headers.get("Content-Range") != expected:
-                    raise InvalidRequest(f"{path} was changed while it was fetched")
+            as_asked = not wanted or (
+                response.status_code == 206
+                and response.headers.get("Content-Range") == f"bytes {start}-{end - 1}/{ranged_size}"
+            )
+            if not as_asked or _validator(response) != validator:
+                raise InvalidRequest(f"{path} was changed while it was fetched")
             yield self._chunks(response)
 
     @staticmethod
@@ -118,6 +126,11 @@ def _check_status(response: httpx.Response) -> None:
     if status in (404, 410):
         raise NotFound(f"{host} has no such file ({status}).", param="source_uri")
     raise InvalidRequest(f"source_uri: {host} answered {status}", param="source_uri")
+
+
+def _validator(response: httpx.Response) -> str:
+    """What names this state of the file, weak or strong; empty: the server does not say."""
+    return response.headers.get("ETag") or response.headers.get("Last-Modified", "")
 
 
 def _size(response: httpx.Response, path: str) -> tuple[int, bool]:

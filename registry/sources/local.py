@@ -40,7 +40,9 @@ class LocalSource:
             or parts.fragment
             or "\0" in unquote(parts.path)
         ):
-            raise InvalidRequest(f"source_uri: {uri!r} is not file:///absolute/path", param="source_uri")
+            raise InvalidRequest(
+                f"source_uri: {uri[:200]!r} is not file:///absolute/path", param="source_uri"
+            )
         return cls(path=_below_a_root(Path(unquote(parts.path))))
 
     def fetch(self, into: Path, report: Report, wanted: Wanted) -> Mapping[str, str]:

@@ -33,8 +33,14 @@ def select(paths: Iterable[str], wanted: Wanted) -> list[str]:
     visible = [path for path in listed if not _is_hidden(path)]
     taken = SUFFIXES | (CODE if wanted.trust_remote_code else frozenset())
     chosen = [path for path in visible if _suffix(path) in taken]
+    if any(_suffix(path) == ".safetensors" for path in chosen):
+        # The same weights once more, for other programs.
+        chosen = [path for path in chosen if _suffix(path) != ".gguf"]
     if not any(_suffix(path) in WEIGHTS for path in chosen):
         chosen += _pickles(visible, wanted)
+    if wanted.sha256 and not any(_suffix(path) == ".gguf" for path in chosen):
+        # What the source has got since then is no part of the version.
+        chosen = [path for path in chosen if path in wanted.sha256]
     if len(chosen) > MAX_FILES:
         raise InvalidRequest(
             f"the source has {len(chosen)} files, and a version has at most {MAX_FILES}", param="source_uri"

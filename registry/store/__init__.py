@@ -27,8 +27,10 @@ __all__ = [
     "location",
     "publish",
     "remove",
+    "replace",
     "root",
     "storage",
+    "sweep",
     "work_root",
     "workspace",
 ]
@@ -92,11 +94,24 @@ def remove(path: str) -> None:
         s3.remove(storage(), path)
 
 
+def replace(work: Path, path: str, damaged: list[str]) -> None:
+    """Put repaired files in the place of those that are damaged; the others stay as they are, or as they were."""
+    if is_local():
+        local.publish(root(), work, path)
+    else:
+        s3.upload(storage(), work, path, damaged)
+
+
+def sweep() -> None:
+    """Finish what processes that died had begun to remove."""
+    local.sweep(work_root().parent)
+
+
 def clear_workspace(name: str) -> None:
     """What is left of a work that ended well, or that nobody will go on with."""
     folder = work_root() / name
     if not folder.exists():
         return
-    doomed = folder.with_name(f"{folder.name}.{os.getpid()}.removed")
+    doomed = folder.with_name(f"{folder.name}.{os.getpid()}{local.REMOVED}")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

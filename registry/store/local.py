@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import time
 from pathlib import Path
 
 from mmserve.errors import Conflict, InvalidRequest
 
 WORK = ".work"
+REMOVED = ".removed"
+ABANDONED_AFTER_S = 3600.0
+# From linux/fcntl.h and linux/fs.h.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def below(root: Path, path: str) -> Path:
@@ -27,12 +33,12 @@ def publish(root: Path, work: Path, path: str) -> None:
     """
     target = below(root, path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        leftover = root / WORK / f"leftover-{target.name}-{os.getpid()}"
-        target.rename(leftover)
-        shutil.rmtree(leftover)
     try:
-        work.rename(target)
+        if target.exists():
+            _exchange(work, target)
+            _remove(root, work)
+        else:
+            work.rename(target)
     except OSError as error:
         raise Conflict(f"{target} could not be published: {error}") from error
 
@@ -42,7 +48,34 @@ def remove(root: Path, path: str) -> None:
     target = below(root, path)
     if not target.exists():
         return
-    doomed = root / WORK / f"removed-{target.name}-{os.getpid()}"
+    _remove(root, target)
+
+
+def sweep(root: Path) -> None:
+    """Finish removals whose process died in the middle of them."""
+    for doomed in (root / WORK).glob(f"*{REMOVED}"):
+        if time.time() - doomed.stat().st_ctime > ABANDONED_AFTER_S:
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _remove(root: Path, folder: Path) -> None:
+    doomed = root / WORK / f"{folder.name}.{os.getpid()}{REMOVED}"
     doomed.parent.mkdir(parents=True, exist_ok=True)
-    target.rename(doomed)
-    shutil.rmtree(doomed)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders in one step, so that neither name is without its files for a moment (renameat2(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return
+    # A file system that cannot: two steps, and back if the second fails.
+    aside = one.with_name(f"{one.name}.{os.getpid()}.aside")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(one)

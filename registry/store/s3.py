@@ -11,29 +11,33 @@ from django.core.files.storage import Storage
 from mmserve.errors import Unavailable
 from registry.fetch import RemoteFile
 from registry.manifest import ManifestEntry
-from registry.report import Report
+from registry.report import Report, quiet
 from registry.s3 import client_for, remote_file, said_in_words
 
 
 def publish(storage: Storage, work: Path, path: str, report: Report) -> None:
     """Upload every file; what is there under another name is not touched. On a failure nothing is left."""
     files = sorted(file for file in work.rglob("*") if file.is_file() and not file.name.startswith("."))
-    total = sum(file.stat().st_size for file in files)
-    done = 0
-    bucket = _bucket(storage)
     try:
-        for file in files:
-            key = f"{path}/{file.relative_to(work).as_posix()}"
-            with said_in_words(bucket, key), file.open("rb") as reader:
-                storage.save(key, File(reader))
-                stored = storage.size(key)
-            if stored != file.stat().st_size:
-                raise Unavailable(f"{key} has {stored} bytes in the store, not {file.stat().st_size}.")
-            done += stored
-            report(done, total)
+        upload(storage, work, path, [file.relative_to(work).as_posix() for file in files], report)
     except BaseException:
         remove(storage, path)
         raise
+
+
+def upload(storage: Storage, work: Path, path: str, names: list[str], report: Report = quiet) -> None:
+    """Put files below a path; each object is the new one or the old one, never a mixture."""
+    sizes = {name: (work / name).stat().st_size for name in names}
+    done, bucket = 0, _bucket(storage)
+    for name, size in sizes.items():
+        key = f"{path}/{name}"
+        with said_in_words(bucket, key), (work / name).open("rb") as reader:
+            storage.save(key, File(reader))
+            stored = storage.size(key)
+        if stored != size:
+            raise Unavailable(f"{key} has {stored} bytes in the store, not {size}.")
+        done += stored
+        report(done, sum(sizes.values()))
 
 
 def remove(storage: Storage, path: str) -> None:

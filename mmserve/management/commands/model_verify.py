@@ -27,7 +27,11 @@ class Command(DataCommand):
         parser.add_argument(
             "--quick", action="store_true", help="trust files whose size and time are as noted"
         )
-        parser.add_argument("--repair", action="store_true", help="fetch damaged files from the source again")
+        parser.add_argument(
+            "--repair",
+            action="store_true",
+            help="fetch damaged files again: from the source, or into a cache from the store",
+        )
 
     def run(self, *, id: str, quick: bool, repair: bool, **_: Any) -> dict[str, Any]:
         version = find_version(id)
@@ -51,8 +55,11 @@ class Command(DataCommand):
                 report=lambda done, total: bar.update(task, completed=done, total=total),
             )
         words = [f"{one.path} {one.words}" for one in found]
-        if found and repair:
-            jobs.repair_version(version.pk)
+        if repair:
+            if found and not store.is_local():
+                cache.renew(version)
+            elif found:
+                jobs.repair_version(version.pk, found)
         elif found:
             raise Conflict(f"{version.served_id} is damaged: {'; '.join(words)}")
         return {
@@ -60,5 +67,5 @@ class Command(DataCommand):
             "files": len(manifest),
             "bytes": sum(entry.size_bytes for entry in manifest),
             "damage": words,
-            "repaired": bool(found),
+            "repaired": bool(found and repair),
         }

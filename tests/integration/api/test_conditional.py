@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from typing import Any
 from urllib.parse import quote
@@ -162,6 +163,49 @@ def test_pages_by_cursor_hold_every_row_once(manager: APIClient, db: None) -> No
         path = page["next"]
 
     assert seen == [f"m{number}" for number in range(7)]
+
+
+@pytest.mark.parametrize("order", ["version", "-version", "ready_at", "-ready_at", "created_at"])
+def test_rows_that_are_alike_in_the_order_are_all_on_some_page(
+    manager: APIClient, ready: ModelVersion, order: str
+) -> None:
+    for number in range(12):
+        model = actions.register_model(f"alike{number}", actor="tests")
+        actions.register_version(model, "1", ready.source_uri, actor="tests")
+    actions.duplicate_version(ready, "2", actor="tests")
+    seen, path = [], f"{VERSIONS}?ordering={order}&limit=2"
+    while path:
+        page = manager.get(path).json()
+        seen += [row["id"] for row in page["results"]]
+        path = page["next"]
+        assert len(seen) <= 14
+
+    assert sorted(seen) == sorted(ModelVersion.objects.values_list("pk", flat=True))
+
+
+def test_more_rows_than_a_page_may_skip_are_alike(manager: APIClient, ready: ModelVersion) -> None:
+    models = Model.objects.bulk_create(Model(name=f"alike{number}") for number in range(1700))
+    ModelVersion.objects.bulk_create(
+        ModelVersion(model=model, version="1", source_uri=ready.source_uri) for model in models
+    )
+    seen, path = [], f"{VERSIONS}?ordering=version&limit=500"
+    while path and len(seen) <= 2000:
+        page = manager.get(path).json()
+        seen += [row["id"] for row in page["results"]]
+        path = page["next"]
+
+    assert len(seen) == len(set(seen)) == 1701
+
+
+@pytest.mark.parametrize("position", ["p=garbage", "p=2026-99-99", "o=abc", "p=%00"])
+@pytest.mark.parametrize("order", ["id", "created_at", "ready_at"])
+def test_a_cursor_that_no_page_gave_is_a_wrong_value(
+    manager: APIClient, ready: ModelVersion, position: str, order: str
+) -> None:
+    cursor = base64.b64encode(position.encode()).decode()
+
+    assert problem(manager.get(VERSIONS, {"ordering": order, "cursor": cursor}))[:2] == (400, "cursor")
+    assert problem(manager.get(f"{VERSIONS}?cursor=zzz"))[:2] == (400, "cursor")
 
 
 def test_history_over_rest(manager: APIClient, ready: ModelVersion, source: str) -> None:

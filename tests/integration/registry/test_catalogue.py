@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmserve.errors import Conflict, InvalidRequest
-from registry import actions, history, jobs, store
+from registry import actions, cache, history, jobs, store
 from registry.models import PUBLISHED, Event, Model, ModelVersion, VersionState
 
 Versions = Callable[..., ModelVersion]
@@ -204,3 +205,29 @@ def test_a_deleted_model_keeps_its_history_and_a_new_one_begins_anew(
 
     assert history.meaning_at("acme/echo", then).aliases == {"production": "1"}
     assert history.meaning_at("acme/echo", timezone.now()).aliases == {}
+
+
+def test_names_that_differ_in_case_have_histories_of_their_own(model: Model, version_of: Versions) -> None:
+    actions.promote(version_of("1"), actor="ada")
+    other = actions.register_model("Acme/Echo", actor="bob")
+
+    assert [event.subject for event in history.events_of("Acme/Echo")] == ["Acme/Echo"]
+    assert history.meaning_at(other.name, timezone.now()).aliases == {}
+    assert history.events_of("acme/echo").count() == 4
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_name_as_long_as_it_may_be_is_served_to_the_end(
+    db: None, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
+    model = actions.register_model("/".join(["a"] * 94) + "/bc", actor="tests")
+    version = actions.register_version(model, "v" * 100, checkpoint.as_uri(), actor="tests")
+    actions.import_version(version, actor="tests")
+
+    assert jobs.import_version(version.pk) == "ready"
+    version.refresh_from_db()
+    assert len(cache.entry_name(version)) < 240
+    actions.promote(version, actor="tests", alias="p" * 100)
+    with pytest.raises(InvalidRequest, match="at most 190 characters"):
+        actions.register_model("a" * 191, actor="tests")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from django.core.management import call_command
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from mmserve.errors import Conflict, InvalidRequest
-from registry import actions
+from registry import actions, jobs
 from registry.models import Event, Model, ModelVersion, VersionFile
-from registry.portable import apply, plan, read_document
+from registry.portable import apply, plan, read_document, write_document
+from registry.portable.document import Document, PortableFile, PortableModel, PortableVersion
+from registry.report import quiet
+from registry.sources import Wanted, source_for
 
 Versions = Callable[..., ModelVersion]
 
@@ -33,6 +41,13 @@ def exported(model: Model, version_of: Versions, capsys: Any) -> str:
     actions.promote(one, actor="tests", alias="candidate")
     call_command("registry_export")
     return capsys.readouterr().out
+
+
+def with_file(path: str = "a", size: int = 1, sha256: str = "0" * 64) -> str:
+    """A document with one line of a manifest."""
+    file = {"path": path, "size_bytes": size, "sha256": sha256}
+    version = {"version": "1", "source_uri": "file:///x", "files": [file]}
+    return json.dumps({"mmserve": 1, "models": [{"name": "a", "versions": [version]}]})
 
 
 def wipe() -> None:
@@ -141,14 +156,84 @@ def test_a_published_version_is_not_changed_by_a_document(exported: str) -> None
         ("mmserve: 1\nmodels: [{name: a, versions: [{version: 1, source_uri: x}]}]", "put it in quotes"),
         ("mmserve: 1\nmodels: [{name: a}, {name: a}]", "stands twice"),
         ("mmserve: 1\nmodels: [{name: a, name: b}]", "stands twice"),
+        ("{[1]: 2}", "a key that is no text"),
         ("a: &a [x]\nb: [*a, *a]", "aliases"),
         ("!!python/object/apply:os.system [id]", "not YAML"),
         ("[" * 5000, "nested too deeply|not YAML"),
+        (with_file(path="../x"), "leaves the version's folder"),
+        (with_file(path="a//x"), "no plain path"),
+        (with_file(size=-1), "size_bytes"),
+        (with_file(sha256="0" * 63), "sha256"),
     ],
 )
 def test_a_document_that_is_wrong_says_where(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         read_document(text)
+
+
+TEXT = st.text(max_size=8) | st.sampled_from(
+    ["1", "null", "~", "yes", "0x1f", "a: b", "- x", "a\x85b", "\U0001f600", " a\n"]
+)
+FILES = st.builds(
+    PortableFile,
+    path=st.from_regex(r"[a-z]{1,8}\.json", fullmatch=True),
+    size_bytes=st.integers(0, 2**53),
+    sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+)
+VERSIONS = st.builds(
+    PortableVersion,
+    version=TEXT,
+    source_uri=TEXT,
+    description=TEXT,
+    tags=st.lists(TEXT, max_size=3),
+    engine_options=st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | TEXT, max_size=3),
+    price_input=st.none() | TEXT,
+    archived=st.booleans(),
+    files=st.lists(FILES, max_size=3, unique_by=lambda file: file.path),
+)
+MODELS = st.builds(
+    PortableModel,
+    name=TEXT,
+    description=TEXT,
+    links=st.lists(st.dictionaries(TEXT, TEXT, max_size=2), max_size=2),
+    versions=st.lists(VERSIONS, max_size=3, unique_by=lambda version: version.version),
+    aliases=st.dictionaries(TEXT, TEXT, max_size=3),
+    default_alias=st.none() | TEXT,
+)
+
+
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(models=st.lists(MODELS, max_size=3, unique_by=lambda model: model.name))
+def test_whatever_is_written_is_read_as_it_was(models: list[PortableModel]) -> None:
+    document = Document(mmserve=1, models=models)
+
+    assert read_document(write_document(document)) == document
+    assert read_document(json.dumps(msgspec.to_builtins(document))) == document
+
+
+def test_a_source_that_is_converted_has_not_the_manifests_files_yet(checkpoint: Path) -> None:
+    for shard in checkpoint.glob("*.safetensors"):
+        shard.unlink()
+    (checkpoint / "m.gguf").write_bytes(b"GGUF")
+    wanted = Wanted(sha256={"model.safetensors": "0" * 64})
+
+    assert "m.gguf" in source_for(checkpoint.as_uri()).fetch(checkpoint.parent / "into", quiet, wanted)
+
+
+def test_what_comes_out_of_an_archive_must_be_what_the_document_said(
+    checkpoint: Path, version_of: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = version_of("9", "registered")
+    VersionFile.objects.create(version=version, path="model-1.safetensors", size_bytes=1, sha256="0" * 64)
+    actions.import_version(version, actor="tests")
+
+    def unpacked(source: Any, into: Path, report: Any, wanted: Wanted) -> dict[str, str]:
+        shutil.copytree(source.path, into, dirs_exist_ok=True)
+        return {}
+
+    monkeypatch.setattr("registry.sources.local.LocalSource.fetch", unpacked)
+    with pytest.raises(InvalidRequest, match="model-1.safetensors has the SHA-256 .*, not 0000"):
+        jobs.import_version(version.pk)
 
 
 def test_a_file_that_is_not_there_and_bytes_that_are_no_text(tmp_path: Path, capsys: Any) -> None:

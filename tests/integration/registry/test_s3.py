@@ -344,11 +344,35 @@ def test_the_cache_evicts_the_least_recently_used_but_never_what_is_held_or_pinn
     assert states[str(versions[0].pk)[-1]] == (True, False)
 
     settings.CACHE_BYTES = 2 * size
-    with pytest.raises(Conflict, match="loaded or pinned"):
+    with pytest.raises(Conflict, match="loaded, loading or pinned"):
         cache.hold(versions[4])
     held.release()
     cache.hold(versions[4]).release()
     assert not cache.is_here(versions[0])
+
+
+def test_two_that_come_at_once_do_not_count_the_same_room(
+    s3_store: Proxy, model: Model, checkpoint: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (imported(model, str(number), checkpoint) for number in range(2))
+    size = sum(file.size_bytes for file in first.files.all())
+    settings.CACHE_BYTES = size * 3 // 2
+    real, refused = fetcher.Fetcher.fetch, []
+
+    def meanwhile(one: Any, remotes: Any) -> Any:
+        monkeypatch.setattr(fetcher.Fetcher, "fetch", real)
+        with pytest.raises(Conflict, match="loaded, loading or pinned") as refusal:
+            cache.hold(second)
+        refused.append(refusal.value)
+        return real(one, remotes)
+
+    monkeypatch.setattr(fetcher.Fetcher, "fetch", meanwhile)
+    cache.hold(first).release()
+    assert refused
+
+    cache.hold(second).release()
+    assert [cache.is_here(version) for version in (first, second)] == [False, True]
+    assert list(cache.root().glob("*.room")) == []
 
 
 def test_what_a_crash_left_in_the_cache_is_swept(s3_store: Proxy, model: Model, checkpoint: Path) -> None:

@@ -140,6 +140,9 @@ def test_a_repair_from_a_source_that_changed_is_refused_and_leaves_what_is_there
     with pytest.raises(MmserveError, match=f"{NAME} has the SHA-256"):
         jobs.verify_version(version.pk, True)
     assert file.read_bytes() == before
+    last = Event.objects.first()
+    assert last is not None
+    assert (last.kind, NAME in last.reason) == ("version.unrepaired", True)
 
 
 def test_the_command_says_what_is_damaged_and_repairs(version: ModelVersion, capsys: Any) -> None:
@@ -168,24 +171,78 @@ def test_verify_is_queued_and_refused_where_there_is_nothing(
         actions.verify_version(version_of("2", "registered"), actor="ada")
 
 
-def test_objects_that_rot_in_a_bucket_are_found(
-    s3: Proxy,
-    s3_server: tuple[str, int],
-    settings: Any,
-    model: Model,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def in_bucket(
+    s3: Proxy, settings: Any, model: Model, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelVersion:
+    """Ready, its files in a bucket."""
     settings.S3_ENDPOINT, settings.STORAGE_URL = s3.url, f"s3://{BUCKET}/store"
     monkeypatch.setattr(actions.versions, "_enqueue", lambda *args: None)
     row = actions.register_version(model, "1", checkpoint.as_uri(), actor="tests")
     actions.import_version(row, actor="tests")
     jobs.import_version(row.pk)
     row.refresh_from_db()
-    assert jobs.verify_version(row.pk) == []
+    return row
 
+
+def test_objects_that_rot_in_a_bucket_are_found_and_repaired(
+    in_bucket: ModelVersion, s3: Proxy, s3_server: tuple[str, int]
+) -> None:
+    assert jobs.verify_version(in_bucket.pk) == []
     client = bucket_client(s3_server)
-    client.put_object(Bucket=BUCKET, Key=f"store/{row.path}/{NAME}", Body=b"rotten")
-    client.delete_object(Bucket=BUCKET, Key=f"store/{row.path}/config.json")
+    client.put_object(Bucket=BUCKET, Key=f"store/{in_bucket.path}/{NAME}", Body=b"rotten")
+    client.delete_object(Bucket=BUCKET, Key=f"store/{in_bucket.path}/config.json")
+    s3.seen.clear()
 
-    assert sorted(jobs.verify_version(row.pk)) == ["config.json", NAME]
+    assert sorted(jobs.verify_version(in_bucket.pk, True)) == ["config.json", NAME]
+
+    written = {path.rpartition("/")[2] for method, path, _ in s3.seen if method == "PUT"}
+    assert written == {"config.json", NAME}
+    assert jobs.verify_version(in_bucket.pk) == []
+    cache.hold(in_bucket).release()
+
+
+def test_the_command_brings_a_rotten_copy_from_the_store_again(in_bucket: ModelVersion, capsys: Any) -> None:
+    with cache.holding(in_bucket) as folder:
+        status = (folder / NAME).stat()
+        good = (folder / NAME).read_bytes()
+        (folder / NAME).write_bytes(good[:-1] + b"?")
+        os.utime(folder / NAME, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(SystemExit):
+        call_command("model_verify", "acme/echo@1")
+
+    call_command("model_verify", "acme/echo@1", "--repair")
+
+    with cache.holding(in_bucket) as folder:
+        assert (folder / NAME).read_bytes() == good
+
+
+def test_a_repair_takes_the_place_of_the_files_in_one_step(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rot(version)
+    folder, seen = store.location(version.path), []
+    real = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda one, other: (seen.append(folder.is_dir()), real(one, other))[1]
+    )
+
+    jobs.verify_version(version.pk, True)
+
+    assert seen
+    assert all(seen)
+    assert [entry.name for entry in store.work_root().iterdir() if entry.is_dir()] == []
+
+
+def test_what_a_crash_left_of_a_removal_is_swept(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = store.work_root() / "1-7.1234.removed"
+    left.mkdir()
+    (left / NAME).write_bytes(b"x")
+    store.sweep()
+    assert left.exists()
+
+    monkeypatch.setattr("registry.store.local.ABANDONED_AFTER_S", -1.0)
+    store.sweep()
+    assert not left.exists()

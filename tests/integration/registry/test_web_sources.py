@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import socket
 import tarfile
+import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +137,45 @@ def test_a_name_that_resolves_to_a_forbidden_address_is_refused(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "address", ["::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1", "100.100.100.200"]
+    "address",
+    [
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a9fe:a9fe::1",
+        "fe80::1",
+        "fe80::1%eth0",
+        "0.0.0.0",
+        "224.0.0.1",
+        "100.100.100.200",
+    ],
 )
 def test_no_spelling_of_a_forbidden_address_passes(address: str) -> None:
     with pytest.raises(InvalidRequest):
         check_address(address, "host", public_only=False)
+
+
+@pytest.mark.parametrize(
+    "host", ["2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "[::ffff:a9fe:a9fe]"]
+)
+def test_an_address_in_disguise_is_refused_even_if_it_is_listed(host: str) -> None:
+    with pytest.raises(InvalidRequest, match="never asked"):
+        check_url(f"http://{host}/m.gguf", [f"http://{host}"], "S")
+
+
+def test_a_file_that_changes_between_two_ranges_is_noticed_without_a_strong_etag(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.fetch.fetcher.PART_BYTES", 50_000)
+    site.files["/m.gguf"], site.weak = GGUF, True
+
+    def change(path: str) -> None:
+        if len(site.seen) == 4:
+            site.files["/m.gguf"] = GGUF[:-1] + b"?"
+
+    site.before = change
+
+    with pytest.raises(InvalidRequest, match="m.gguf was changed while it was fetched"):
+        fetch(f"{site.url}/m.gguf", tmp_path / "a")
 
 
 def packed(kind: str, members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
@@ -208,6 +244,33 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
     with pytest.raises(InvalidRequest, match="more than 20 times"):
         fetch(f"{site.url}/m{kind}", tmp_path / "a")
     assert sum(file.stat().st_size for file in (tmp_path / "a").rglob("*")) < 2**20
+
+
+def huge_header() -> bytes:
+    """A tar whose extended header says that it has 200 MiB, and has them, in 200 KiB of gzip."""
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.XHDTYPE, 200 * 2**20
+    return gzip.compress(entry.tobuf() + bytes(entry.size), 9)
+
+
+def huge_directory() -> bytes:
+    """A zip whose directory alone is larger than any list of files that is taken."""
+    names = [f"{number}-{'x' * 60_000}.json" for number in range(200)]
+    return packed(".zip", dict.fromkeys(names, b""))
+
+
+@pytest.mark.parametrize(("kind", "make"), [(".tar.gz", huge_header), (".zip", huge_directory)])
+def test_a_header_that_claims_much_memory_gets_none(
+    site: Site, tmp_path: Path, kind: str, make: Callable[[], bytes]
+) -> None:
+    site.files[f"/m{kind}"] = make()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="a header in it is larger than|more than 20 times"):
+            fetch(f"{site.url}/m{kind}", tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < 60 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_archive_with_too_many_members_is_refused(

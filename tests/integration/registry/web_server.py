@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -23,6 +23,8 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    weak: bool = False  # ETags that promise nothing
+    before: Callable[[str], None] = lambda path: None
     # path, headers
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
@@ -47,7 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self._answer(404, b"", {})
             return
-        etag = f'"{hashlib.sha256(content).hexdigest()[:12]}"'
+        site.before(path)
+        content = site.files[path]
+        etag = ("W/" if site.weak else "") + f'"{hashlib.sha256(content).hexdigest()[:12]}"'
         wanted = RANGE.fullmatch(self.headers.get("Range", ""))
         fresh = self.headers.get("If-Range", etag) == etag
         if wanted and site.ranges and fresh and content:

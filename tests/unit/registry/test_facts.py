@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def test_the_facts_come_from_the_config_and_the_headers_of_all_files(tmp_path: P
         "recurrent_layers": None,
         "state_size": None,
     }
+
+
+def test_weights_that_stand_there_twice_are_counted_once(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    weights = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    again = safetensors({"everything": ("BF16", [320], 640)})
+    (tmp_path / "consolidated.safetensors").write_bytes(again)
+
+    facts = read_facts(tmp_path)
+
+    assert (facts.parameters, facts.weight_bytes) == (320, 640)
 
 
 def test_a_chat_template_makes_a_version_able_to_chat(tmp_path: Path) -> None:

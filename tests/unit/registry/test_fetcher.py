@@ -52,6 +52,24 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def test_of_a_file_without_a_validator_and_a_digest_nothing_is_kept(tmp_path: Path) -> None:
+    content, other = os.urandom(5 * PART), os.urandom(5 * PART)
+    first = Remote(content, validator="")
+
+    def gone(start: int, end: int) -> None:
+        if start >= 3 * PART:
+            raise InvalidRequest("gone")
+
+    first.before = gone
+    with pytest.raises(InvalidRequest):
+        Fetcher(tmp_path, quiet, part_bytes=PART, threads=1).fetch([first.file])
+
+    found = Fetcher(tmp_path, quiet, part_bytes=PART, threads=1).fetch([Remote(other, validator="").file])
+
+    assert found == {"model.safetensors": digest(other)}
+    assert (tmp_path / "model.safetensors").read_bytes() == other
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "FIRST_WAIT_S", 0.001)

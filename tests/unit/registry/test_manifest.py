@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmserve.errors import InvalidRequest
-from registry.manifest import ManifestEntry, check_path, read_manifest
+from registry.manifest import ManifestEntry, check_path, check_paths, read_manifest
 
 
 def test_every_file_is_listed_with_size_and_digest(tmp_path: Path) -> None:
@@ -39,6 +39,23 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_leaves_its_root_is_refused(path: str) -> None:
     with pytest.raises(InvalidRequest, match="leaves the version's folder"):
         check_path(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["a//b", "./a", "a/./b", "a/", "a\nb", "a\x1b[2J", "a\ud800", "é" * 121, "a/" * 260 + "a"]
+)
+def test_a_path_that_could_be_taken_for_another_or_hurt_a_terminal_is_refused(path: str) -> None:
+    with pytest.raises(InvalidRequest, match="no plain path|too long"):
+        check_path(path)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["a.json", "A.json"], ["e\u0301.json", "\xe9.json"], ["a.json", "a.json/b.json"], ["A", "a/b/c"]],
+)
+def test_two_paths_that_no_folder_can_hold_are_refused(paths: list[str]) -> None:
+    with pytest.raises(InvalidRequest, match="differ only in case|is in it"):
+        check_paths(paths)
 
 
 @given(path=st.text(alphabet="ab./\\\0~", max_size=12))

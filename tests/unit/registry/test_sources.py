@@ -13,6 +13,7 @@ import pytest
 from mmserve.errors import InvalidRequest, Unavailable
 from registry.sources import Wanted, check, source_for
 from registry.sources.pypi import PypiSource
+from registry.sources.selection import select
 from tests.checkpoints import write_checkpoint
 
 SEEN: list[tuple[int, int | None]] = []
@@ -55,6 +56,37 @@ def test_a_source_that_cannot_be_is_refused_by_the_field(uri: str, data_dir: Pat
         check(uri)
 
     assert refused.value.param == "source_uri"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIDHUSH:hush@bucket/prefix",
+        "ftp://ada:hush@example.org/m.gguf",
+        "https://example.org/m.tar.gz?X-Amz-Signature=hush&X-Amz-Expires=60",
+        "https://example.org/m.gguf?sv=2024&sig=hush",
+        "https://example.org/m.gguf?access_token=hush",
+        "s3://bucket/x?AWSAccessKeyId=hush",
+        "file://ada:hush@/models",
+    ],
+)
+def test_a_source_with_a_secret_in_it_is_refused_without_saying_it(uri: str, data_dir: Path) -> None:
+    with pytest.raises(InvalidRequest, match="a password in it|looks like a key") as refused:
+        check(uri)
+
+    assert refused.value.param == "source_uri"
+    assert "hush" not in refused.value.message.lower()
+
+
+def test_a_gguf_beside_safetensors_is_left_where_it_is() -> None:
+    assert select(["config.json", "m.safetensors", "m.gguf"], Wanted()) == ["config.json", "m.safetensors"]
+    assert select(["config.json", "m.gguf"], Wanted()) == ["config.json", "m.gguf"]
+
+
+def test_of_a_source_that_grew_only_the_manifests_files_are_taken() -> None:
+    known = {"config.json": "0" * 64, "m.safetensors": "1" * 64}
+
+    assert select([*known, "README.md"], Wanted(sha256=known)) == sorted(known)
 
 
 def test_dots_do_not_lead_out_of_the_allowed_roots(data_dir: Path) -> None:
