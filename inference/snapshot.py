@@ -8,6 +8,7 @@ from inference.models import USUAL_LOAD_S, Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
 from routing.core.cost import Prices
+from routing.core.scorer import assumed_quality
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from routing.spending import budget_entries
 
@@ -28,13 +29,22 @@ def routing_table() -> RoutingTable:
     return RoutingTable.build(
         revision=revision,
         models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
-        versions=[
-            VersionEntry(served_id=row.served_id, model=row.model.name, prices=_prices(row))
-            for row in versions
-        ],
+        versions=[_version(row) for row in versions],
         aliases=aliases,
         deployments=[_entry(row) for row in deployments],
         budgets=budget_entries(),
+    )
+
+
+def _version(row: ModelVersion) -> VersionEntry:
+    return VersionEntry(
+        served_id=row.served_id,
+        model=row.model.name,
+        capabilities=frozenset(row.capabilities),
+        tags=frozenset((*row.model.tags, *row.tags)),
+        prices=_prices(row),
+        context_length=row.facts.get("context_length"),
+        quality=assumed_quality(row.facts.get("parameters")),
     )
 
 

@@ -43,6 +43,9 @@ EXPLANATION = {
     "properties": {
         "id": {"type": "string"},
         "model": NULLABLE_TEXT,
+        "asked": {"type": "string"},
+        "route": NULLABLE_TEXT,
+        "policy": {"type": "string"},
         "chosen": NULLABLE_TEXT,
         "chain": {"type": "array", "items": {"type": "string"}},
         "candidates": {
@@ -52,12 +55,14 @@ EXPLANATION = {
                 "required": ["id", "eligible", "reasons", "scores"],
                 "properties": {
                     "id": {"type": "string"},
+                    "model": {"type": "string"},
                     "eligible": {"type": "boolean"},
                     "reasons": {"type": "array", "items": {"type": "string"}},
                     "scores": {"type": "object", "additionalProperties": {"type": "number"}},
                 },
             },
         },
+        "problems": {"type": "array", "items": {"type": "string"}},
         "revision": {"type": "integer"},
     },
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
 
@@ -57,11 +56,8 @@ def decision_record(
     predicted_cost_nano: int | None = None,
 ) -> bytes:
     """The record as JSON; of a refused request, ``usage`` is all zeros."""
-    candidates = decision.candidates
-    if len(candidates) > MAX_CANDIDATES:
-        in_chain = set(decision.chain[:MAX_CANDIDATES])
-        first = sorted(candidates, key=lambda one: one.id not in in_chain)
-        decision = replace(decision, candidates=tuple(first[:MAX_CANDIDATES]))
+    explained = decision.explained(MAX_CANDIDATES)
+    first = decision.chain[0] if decision.chain else None
     return encode(
         DecisionRecord(
             id=decision.id,
@@ -70,12 +66,12 @@ def decision_record(
             team=grant.team,
             endpoint=endpoint,
             facts=facts,
-            decision=decision,
-            candidates_left_out=len(candidates) - len(decision.candidates),
+            decision=explained,
+            candidates_left_out=decision.looked_at - len(explained.candidates),
             assignments=usage.assignments,
             attempts=list(attempts),
-            predicted_ttft_s=getattr(decision, "predicted_ttft_s", None),
-            predicted_tpot_s=getattr(decision, "predicted_tpot_s", None),
+            predicted_ttft_s=first.ttft_s if first else None,
+            predicted_tpot_s=first.tpot_s if first else None,
             predicted_cost_nano=predicted_cost_nano,
             outcome=usage.outcome,
             status=usage.status,

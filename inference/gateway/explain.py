@@ -9,14 +9,25 @@ from routing.core.decision import Decision
 
 def explanation(decision: Decision) -> dict[str, Any]:
     """What was chosen and why the others were not."""
+    found = decision.explained()
     return {
-        "id": decision.id,
-        "model": decision.served_id,
-        "chosen": decision.chosen,
-        "chain": list(decision.chain),
+        "id": found.id,
+        "model": found.served_id,
+        "asked": found.model,
+        "route": found.route,
+        "policy": found.policy,
+        "chosen": found.chosen,
+        "chain": [link.id for link in found.chain],
         "candidates": [
-            {"id": one.id, "eligible": one.eligible, "reasons": list(one.reasons), "scores": dict(one.scores)}
-            for one in decision.candidates
+            {
+                "id": one.id,
+                "model": one.served_id,
+                "eligible": one.eligible,
+                "reasons": list(one.reasons),
+                "scores": dict(one.scores),
+            }
+            for one in found.candidates
         ],
-        "revision": decision.revision,
+        "problems": list(found.problems),
+        "revision": found.revision,
     }

@@ -13,39 +13,29 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.decisions import DecisionLog, decision_record
+from inference.gateway.facts import facts_of
 from inference.gateway.flight import Flight
-from inference.gateway.holding import class_of, deadline_s_of, worth_waiting_for
+from inference.gateway.holding import Hold, class_of, deadline_s_of
 from inference.gateway.hub import Hub
 from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
+from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
-from mmserve.errors import ContextLengthExceeded, InvalidRequest, MmserveError, ModelNotLoaded, Unavailable
+from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.cost import Prices
-from routing.core.decision import NO_CHAT_TEMPLATE, Decision, RequestFacts, decide
+from routing.core.decision import Decision, RequestFacts, decide
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
 
-LOADING_RETRY_S = 2.0
 CLIENT_GONE = 499
 
 
 def new_id() -> str:
     """An id that no other request has."""
     return secrets.token_hex(12)
-
-
-def facts_of(plan: Plan, decision_id: str) -> RequestFacts:
-    """What the routing core needs to know of a plan."""
-    return RequestFacts(
-        decision_id=decision_id,
-        model=plan.model,
-        chat=plan.messages is not None,
-        prompt_tokens=plan.longest_token_prompt,
-        max_tokens=plan.sampling.max_tokens,
-    )
 
 
 class Generation:
@@ -79,7 +69,7 @@ class Generation:
     @property
     def fallbacks(self) -> int:
         """How many choices before the one that serves were given up."""
-        chain = self.decision.chain
+        chain = [link.id for link in self.decision.chain]
         return chain.index(self.flight.deployment.id) if self.flight.deployment.id in chain else 0
 
     @property
@@ -89,8 +79,8 @@ class Generation:
 
 
 def route_of(decision: Decision) -> str:
-    """The route that the request named, or ""."""
-    return getattr(decision, "route", None) or ""
+    """The route that was asked for, or ""."""
+    return decision.route or ""
 
 
 def answer_id(generation: Generation) -> str:
@@ -124,20 +114,24 @@ class Generator:
         self._log = DecisionLog(config.decisions_per_s)
         self.refusals = Refusals()
 
-    def decide(self, plan: Plan, decision_id: str) -> Decision:
+    def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
         """Who would serve this; nothing is run."""
-        return decide(self._table(), self._live.loads, facts_of(plan, decision_id))
+        return self._decide(facts_of(plan, decision_id, grant, self._table()))
+
+    def _decide(self, facts: RequestFacts) -> Decision:
+        table = self._table()
+        return decide(table, self._live.columns(table), facts)
 
     async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
         request_id = new_id()
-        facts = facts_of(plan, request_id)
-        decision = decide(self._table(), self._live.loads, facts)
+        facts = facts_of(plan, request_id, grant, self._table())
+        decision = self._decide(facts)
         try:
-            while decision.chosen is None and not self._live.settled:
+            while (not decision.chain or decision.chain[0].cold) and not self._live.settled:
                 # This process has only just begun to hear beats: what it has not heard of may well be ready.
                 await self._live.news()
-                decision = decide(self._table(), self._live.loads, facts)
+                decision = self._decide(facts)
             return await self._admit(plan, grant, facts, decision)
         except Refused as refused:
             self._note_refusal(plan, grant, facts, decision, refused.error)
@@ -151,15 +145,14 @@ class Generator:
     ) -> Generation:
         request_id = decision.id
         table = self._table()
-        hold = worth_waiting_for(decision, table) if decision.chosen is None else None
-        if decision.chosen is None and hold is None:
-            raise _nothing_serves(plan, decision, table, self._live)
-        deployment = hold.deployment if hold else table.deployments[decision.chosen or ""]
+        if not decision.chain:
+            raise nothing_serves(plan, decision, table, self._live)
+        first = decision.chain[0]
+        deployment = table.deployments[first.id]
+        hold = Hold(deployment, deployment.load_s) if first.cold else None
         _check_limits(plan, deployment)
         now = time.time()
         deadline_s = deadline_s_of(plan, deployment)
-        if hold is not None and hold.eta_s is not None and hold.eta_s > deadline_s:
-            raise hold.too_late(deadline_s)
         request = plan.request(request_id, self._reply_to, now + deadline_s, class_of(plan, grant))
         flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
         prices = table.versions[deployment.served_id].prices
@@ -288,45 +281,3 @@ def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
             f"max_tokens is {plan.sampling.max_tokens}; {deployment.served_id} makes at most {most}.",
             param="max_tokens",
         )
-
-
-def _nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
-    """Why no deployment is eligible, as the error that helps most."""
-    served_id = decision.served_id
-    entries = [table.deployments[one.id] for one in decision.candidates]
-    ready = [entry for entry in entries if (load := live.loads.get(entry.id)) is not None and load.ready]
-    for entry in ready:
-        load = live.loads[entry.id]
-        context = entry.limits.context_length or load.context_length
-        prompt, output = plan.longest_token_prompt or 0, plan.sampling.max_tokens or 0
-        if context and prompt + output > context:
-            return ContextLengthExceeded(
-                f"{served_id} has a context of {context} tokens; "
-                f"the prompt has {prompt or 'an unknown number'} and up to {output} were asked for.",
-                param="prompt" if prompt > output else "max_tokens",
-            )
-    if any(NO_CHAT_TEMPLATE in one.reasons for one in decision.candidates):
-        return InvalidRequest(
-            f"{served_id} has no chat template: use /v1/completions.",
-            param="messages",
-            code="unsupported_parameter",
-        )
-    given_up = next((entry for entry in entries if entry.failure), None)
-    if given_up is not None:
-        return ModelNotLoaded(
-            f"{served_id} cannot be loaded: {given_up.failure}. When that is mended, load it again with "
-            f"POST /v1/models/{served_id}/load.",
-            param="model",
-        )
-    loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
-    if loading:
-        stage = next((found for entry in loading if (found := live.stage(entry.id))), "starting")
-        return Unavailable(
-            f"{served_id} is being loaded ({stage}).",
-            param="model",
-            code="model_loading",
-            retry_after_s=LOADING_RETRY_S,
-        )
-    return ModelNotLoaded(
-        f"{served_id} is not loaded. Load it with POST /v1/models/{served_id}/load.", param="model"
-    )

@@ -8,8 +8,7 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.plan import Plan
 from inference.protocol import PRIORITIES
 from mmserve.errors import PermissionDenied, QueueFull, Unavailable
-from routing.core.decision import LOADING, NO_REPLICA, Decision
-from routing.core.table import DeploymentEntry, RoutingTable
+from routing.core.table import DeploymentEntry
 
 # What a client is told to wait for a model that was never loaded, so that nobody knows.
 UNKNOWN_LOAD_S = 10.0
@@ -53,15 +52,6 @@ def deadline_s_of(plan: Plan, deployment: DeploymentEntry) -> float:
     """A request's whole life: what it asks for, within what its deployment allows."""
     most = deployment.limits.default_deadline_s
     return most if plan.deadline_s is None else min(most, plan.deadline_s)
-
-
-def worth_waiting_for(decision: Decision, table: RoutingTable) -> Hold | None:
-    """A deployment that only has to be brought up; None if there is none, or nobody tries any more."""
-    for one in decision.candidates:
-        entry = table.deployments[one.id]
-        if set(one.reasons) <= {NO_REPLICA, LOADING} and entry.wanted_replicas and not entry.failure:
-            return Hold(entry, entry.load_s)
-    return None
 
 
 def class_of(plan: Plan, grant: KeyGrant) -> str:

@@ -98,7 +98,7 @@ class Exchange:
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
                 plan = parse_either(body)
-                await self.reply(200, encode(explanation(generator.decide(plan, new_id()))))
+                await self.reply(200, encode(explanation(generator.decide(plan, new_id(), grant))))
                 return
             await self._generate(self._plan(path, body), grant)
         except MmserveError as error:
@@ -151,7 +151,7 @@ class Exchange:
                 generation.flight.idle_after_s = self.runtime.config.keep_alive_s
                 wants = header(self._scope["headers"], STATUS_HEADER) or b""
                 generation.flight.wants_status = wants.strip().lower() == b"events"
-            self._served_id = generation.decision.served_id
+            self._served_id = generation.flight.deployment.served_id
             if self._gone:
                 raise ClientGone
             if plan.stream:
@@ -243,7 +243,7 @@ class Exchange:
         return [
             (b"content-type", content_type),
             (b"x-request-id", self._request_id),
-            (b"x-mmserve-model", decision.served_id.encode()),
+            (b"x-mmserve-model", generation.flight.deployment.served_id.encode()),
             (b"x-mmserve-revision", b"%d" % decision.revision),
             (b"x-mmserve-decision", decision.id.encode()),
             *rate_headers(generation.rates),

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from inference.protocol import STALE_AFTER_S, ReplicaBeat
-from routing.core.decision import DeploymentLoad
+from routing.core.live import DeploymentLoad, LiveColumns
+from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class LiveState:
     def __init__(self) -> None:
         self._beats: dict[str, tuple[ReplicaBeat, float]] = {}
         self._loads: dict[str, DeploymentLoad] = {}
+        self._columns: LiveColumns | None = None
         self._news = asyncio.Event()
         self._settled = False
 
@@ -46,6 +48,17 @@ class LiveState:
     def loads(self) -> Mapping[str, DeploymentLoad]:
         """The load of each deployment that has a replica which is heard of."""
         return self._loads
+
+    def columns(self, table: RoutingTable) -> LiveColumns:
+        """The same as the core's columns; a new table takes over what was known under the one before."""
+        known = self._columns
+        if known is None:
+            known = self._columns = table.columns(self._loads)
+        elif known.rows is not table.rows:
+            self._columns = table.columns()
+            self._columns.take_over(known)
+            known = self._columns
+        return known
 
     def beat(self, message: Mapping[str, Any], now: float) -> None:
         """A ``replica.beat`` arrived."""
@@ -101,8 +114,10 @@ class LiveState:
         ready = [beat for beat in beats if beat.state == READY]
         if not beats:
             self._loads.pop(deployment, None)
+            if self._columns is not None:
+                self._columns.note(deployment, None)
             return
-        self._loads[deployment] = DeploymentLoad(
+        load = self._loads[deployment] = DeploymentLoad(
             ready=len(ready),
             loading=sum(beat.state == LOADING for beat in beats),
             running=sum(beat.running for beat in ready),
@@ -114,3 +129,5 @@ class LiveState:
             kv_usage=sum(beat.kv_usage for beat in ready) / max(1, len(ready)),
             context_length=min((beat.context_length for beat in ready), default=0),
         )
+        if self._columns is not None:
+            self._columns.note(deployment, load)

@@ -1,103 +1,321 @@
-"""Which deployment serves a request, and why the others do not. Pure: no I/O, no clock."""
+"""Who serves a request, in which order, and why the others do not. Pure: no I/O, no clock.
+
+A decision is arithmetic on columns (one row a target), so that hundreds of candidates cost little more than one.
+The words of it are made when somebody asks: :meth:`Decision.explained`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from routing.core.table import DeploymentEntry, RoutingTable
+import numpy as np
 
-NO_REPLICA = "no replica is ready"
-LOADING = "its replica is still loading"
-NO_CHAT_TEMPLATE = "the model has no chat template"
+from routing.core import scorer
+from routing.core.facts import RequestFacts
+from routing.core.filters import (
+    BREAKER_OPEN,
+    LOADING,
+    NO_CHAT_TEMPLATE,
+    NO_REPLICA,
+    NOT_ALLOWED,
+    Filter,
+    Kind,
+    Predicted,
+    filters_of,
+)
+from routing.core.live import (
+    KV,
+    LOAD,
+    READY,
+    STREAMS,
+    TPOT,
+    TTFT,
+    TTFT_PER_TOKEN,
+    DeploymentLoad,
+    Floats,
+    LiveColumns,
+)
+from routing.core.policies import busy, figures, ties_by_load
+from routing.core.slate import Bools, Slate
+from routing.core.table import RoutingTable
+
+__all__ = [
+    "BREAKER_OPEN",
+    "LOADING",
+    "NOT_ALLOWED",
+    "NO_CHAT_TEMPLATE",
+    "NO_REPLICA",
+    "Assigned",
+    "Assigner",
+    "Assignment",
+    "Candidate",
+    "Decision",
+    "DeploymentLoad",
+    "Explanation",
+    "Kind",
+    "Link",
+    "RequestFacts",
+    "decide",
+]
+
+# Nobody tries more than this many after one another.
+CHAIN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFacts:
-    """What a decision needs to know of a request."""
+class Link:
+    """One place in the chain: a deployment, the version that it serves, and what is expected of it."""
 
-    decision_id: str
-    model: str
-    chat: bool = False
-    prompt_tokens: int | None = None  # known only when the prompt came as tokens
-    max_tokens: int | None = None
+    id: str
+    served_id: str
+    cold: bool  # it must be loaded first: ``ttft_s`` has the time that takes
+    ttft_s: float
+    tpot_s: float
+    cost_usd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentLoad:
-    """Live state of one deployment's replicas together; rates are per second."""
+class Assignment:
+    """One experiment that this request takes part in; ``unit`` is hashed."""
 
-    ready: int = 0
-    loading: int = 0
-    running: int = 0
-    waiting: int = 0
-    max_streams: int = 0
-    jobs_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-    ttft_s: float = 0.0
-    kv_usage: float = 0.0
-    context_length: int = 0
+    experiment: str
+    arm: str
+    unit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One deployment that was looked at; ``reasons`` says why it is not eligible."""
+    """One target that was looked at; ``reasons`` says why it is not eligible."""
 
     id: str
     eligible: bool
     reasons: tuple[str, ...]
     scores: Mapping[str, float]
+    kinds: tuple[Kind, ...] = ()  # of the filters that took it out, as the reasons are
+    served_id: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A decision in plain values, to be shown or kept."""
+
+    id: str
+    revision: int
+    model: str  # as it was asked for
+    route: str | None
+    policy: str
+    served_id: str
+    chosen: str | None
+    chain: tuple[Link, ...]
+    candidates: tuple[Candidate, ...]
+    assignments: tuple[Assignment, ...] = ()
+    problems: tuple[str, ...] = ()  # candidates of the route that point to nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judgement:
+    """What the decision saw, as columns: copies, so that it can be explained later."""
+
+    slate: Slate
+    live: Floats
+    predicted: Predicted
+    quality: Floats
+    filters: list[Filter]
+    eligible: Bools
+    figures: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decision:
     """The outcome: ``chain`` is the first choice, then the fallbacks, in order."""
 
     id: str
     revision: int
-    served_id: str
-    chosen: str | None
-    chain: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    model: str  # as it was asked for
+    route: str | None
+    served_id: str  # of the first choice; without one, of the only version, or the route
+    chain: tuple[Link, ...]
+    assignments: tuple[Assignment, ...]
+    judgement: Judgement
+
+    @property
+    def chosen(self) -> str | None:
+        """The deployment of the first choice."""
+        return self.chain[0].id if self.chain else None
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Everybody who was looked at, in words and figures."""
+        return tuple(_candidate(self.judgement, place) for place in range(len(self.judgement.slate)))
+
+    @property
+    def looked_at(self) -> int:
+        """How many candidates there are."""
+        return len(self.judgement.slate)
+
+    def explained(self, most: int | None = None) -> Explanation:
+        """All of it as plain values; of more candidates than ``most``, those of the chain and the first others."""
+        places: Iterable[int] = range(self.looked_at)
+        if most is not None and self.looked_at > most:
+            in_chain = {link.id for link in self.chain}
+            ids = self.judgement.slate.ids
+            places = sorted(places, key=lambda place: ids[place] not in in_chain)[:most]
+        return Explanation(
+            id=self.id,
+            revision=self.revision,
+            model=self.model,
+            route=self.route,
+            policy=self.judgement.slate.policy.value,
+            served_id=self.served_id,
+            chosen=self.chosen,
+            chain=self.chain,
+            candidates=tuple(_candidate(self.judgement, place) for place in places),
+            assignments=self.assignments,
+            problems=self.judgement.slate.problems,
+        )
 
 
-def decide(table: RoutingTable, live: Mapping[str, DeploymentLoad], request: RequestFacts) -> Decision:
-    """Order the deployments of the version by how full they are; ModelNotFound for an unknown id.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """What the experiments say: who may serve now, and which arms the request is in."""
 
-    ``load`` is the requests in hand per stream that the ready replicas can run at once: 1.0 is a full batch.
-    """
-    version = table.resolve(request.model)
-    judged = [_judge(table.deployments[key], live.get(key), request) for key in version.deployments]
-    eligible = sorted((one for one in judged if one.eligible), key=lambda one: (one.scores["load"], one.id))
-    chain = tuple(one.id for one in eligible)
+    slate: Slate
+    assignments: tuple[Assignment, ...] = ()
+
+
+# The slate that was asked for becomes the one of an arm, or stays.
+Assigner = Callable[[RoutingTable, Slate, RequestFacts], Assigned]
+
+
+def no_experiments(table: RoutingTable, slate: Slate, request: RequestFacts) -> Assigned:
+    """Nothing runs."""
+    return Assigned(slate=slate)
+
+
+def decide(
+    table: RoutingTable,
+    live: LiveColumns | Mapping[str, DeploymentLoad],
+    request: RequestFacts,
+    *,
+    assign: Assigner = no_experiments,
+) -> Decision:
+    """Filter and order everybody who could serve what was asked for; ModelNotFound for an unknown id."""
+    assigned = assign(table, table.slate(request.model), request)
+    return decide_among(table, live, request, assigned)
+
+
+def decide_among(
+    table: RoutingTable,
+    live: LiveColumns | Mapping[str, DeploymentLoad],
+    request: RequestFacts,
+    assigned: Assigned,
+) -> Decision:
+    """The same for a slate that is at hand: an arm's, or a draft's."""
+    slate = assigned.slate
+    if not isinstance(live, LiveColumns):
+        live = table.columns(live)
+    judgement = judge(slate, live, request)
+    chain = chain_of(judgement, request)
     return Decision(
         id=request.decision_id,
         revision=table.revision,
-        served_id=version.served_id,
-        chosen=chain[0] if chain else None,
+        model=request.model,
+        route=slate.route,
+        served_id=chain[0].served_id if chain else slate.id,
         chain=chain,
-        candidates=tuple(judged),
+        assignments=assigned.assignments,
+        judgement=judgement,
     )
 
 
-def _judge(entry: DeploymentEntry, load: DeploymentLoad | None, request: RequestFacts) -> Candidate:
-    load = load or DeploymentLoad()
-    reasons = []
-    if not load.ready:
-        reasons.append(LOADING if load.loading else NO_REPLICA)
-    if request.chat and not entry.has_chat_template:
-        reasons.append(NO_CHAT_TEMPLATE)
-    context = entry.limits.context_length or load.context_length
-    needed = (request.prompt_tokens or 0) + (request.max_tokens or 0)
-    if context and needed > context:
-        reasons.append(f"needs {needed} tokens of context, has {context}")
+def judge(slate: Slate, live: LiveColumns, request: RequestFacts) -> Judgement:
+    """Filters and figures of every target."""
+    columns = live.data.take(slate.rows, axis=1)
+    predicted = predict(slate, columns, request)
+    filters = filters_of(slate, columns, predicted, request)
+    out = filters[0].out
+    for one in filters[1:]:
+        out = out | one.out
+    judged = slate.judged
+    if judged is not None and request.traits is not None:
+        quality = scorer.quality(judged, request.traits)
+    else:
+        quality = slate.quality
+    return Judgement(
+        slate=slate,
+        live=columns,
+        predicted=predicted,
+        quality=quality,
+        filters=filters,
+        eligible=~out,
+        figures=figures(slate, columns, predicted, quality, request),
+    )
+
+
+def predict(slate: Slate, live: Floats, request: RequestFacts) -> Predicted:
+    """Cost and latency of this request at every target; what has no price costs nothing."""
+    prompt, output = request.prompt_tokens_about, request.output_tokens_about
+    ttft_s = live[TTFT] + live[TTFT_PER_TOKEN] * prompt
+    tpot_s = live[TPOT]
+    cost_usd = slate.price_input * prompt + slate.price_output * output
+    if slate.hourly:
+        # The share of a second that one of the running streams takes.
+        cost_usd += slate.price_second * (tpot_s * output) / (live[STREAMS] + 1.0)
+    return Predicted(cost_usd=cost_usd, ttft_s=ttft_s, tpot_s=tpot_s)
+
+
+def chain_of(judgement: Judgement, request: RequestFacts) -> tuple[Link, ...]:
+    """The eligible in order: who is preferred, then by the policy, then by load, then by id."""
+    slate, wishes = judgement.slate, request.wishes
+    places = judgement.eligible.nonzero()[0]
+    if len(places) > 1:
+        figures = judgement.figures[places]
+        if wishes.prefer:
+            liked = -np.sum([slate.preferred(wish)[places] for wish in wishes.prefer], axis=0)
+            order = np.lexsort((busy(judgement.live)[places], figures, liked))
+        elif ties_by_load(slate.policy):
+            order = np.lexsort((busy(judgement.live)[places], figures))
+        else:
+            order = figures.argsort(kind="stable")
+        places = places[order[: 1 if wishes.no_fallback else CHAIN]]
+    live, predicted = judgement.live, judgement.predicted
+    return tuple(
+        Link(
+            id=slate.ids[place],
+            served_id=slate.versions[place].served_id,
+            cold=not live[READY, place],
+            ttft_s=float(predicted.ttft_s[place]),
+            tpot_s=float(predicted.tpot_s[place]),
+            cost_usd=float(predicted.cost_usd[place]),
+        )
+        for place in places.tolist()
+    )
+
+
+def _candidate(judgement: Judgement, place: int) -> Candidate:
+    slate, live, predicted = judgement.slate, judgement.live, judgement.predicted
+    out = [one for one in judgement.filters if one.out[place]]
+    reasons = tuple(one.reason(place) for one in out)
+    scores = {
+        "score": judgement.figures[place],
+        "weight": slate.weight[place],
+        "quality": judgement.quality[place],
+        "cost_usd": predicted.cost_usd[place],
+        "ttft_s": predicted.ttft_s[place],
+        "tpot_s": predicted.tpot_s[place],
+        "load": live[LOAD, place],
+        "kv_usage": live[KV, place],
+        "ready": live[READY, place],
+    }
     return Candidate(
-        id=entry.id,
+        id=slate.ids[place],
+        served_id=slate.versions[place].served_id,
         eligible=not reasons,
-        reasons=tuple(reasons),
-        scores={
-            "load": (load.running + load.waiting) / max(1, load.max_streams),
-            "ttft_s": load.ttft_s,
-            "kv_usage": load.kv_usage,
-        },
+        reasons=reasons,
+        kinds=tuple(one.kind for one in out),
+        # JSON has no infinity: a share of nothing has no figure.
+        scores={name: float(value) for name, value in scores.items() if np.isfinite(value)},
+        note=slate.notes[place],
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from routing.core.decision import Decision, RequestFacts
+from routing.core.decision import Explanation, RequestFacts
 
 # Stream with a field ``record`` (a UsageRecord); read in order, and rolled up into rows exactly once.
 USAGE_STREAM = "mmserve:usage"
@@ -91,7 +91,7 @@ class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     team: str = ""
     endpoint: str = ""
     facts: RequestFacts
-    decision: Decision
+    decision: Explanation
     candidates_left_out: int = 0  # beyond MAX_CANDIDATES
     assignments: dict[str, str] = {}
     attempts: list[AttemptRecord] = []

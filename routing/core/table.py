@@ -8,6 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from mmserve.errors import ModelNotFound
 from routing.core.cost import NO_PRICE, BudgetEntry, Prices
+from routing.core.live import DeploymentLoad, LiveColumns
+from routing.core.route import AUTO, Policy, RouteEntry
+from routing.core.scorer import USUAL_QUALITY, Scorer
+from routing.core.slate import Line, Slate
 
 NEAR_NAMES = 3
 NEAR_ENOUGH = 0.5
@@ -37,15 +41,37 @@ class DeploymentEntry:
     failure: str = ""  # why nobody tries to load it any more
     devices: int = 1  # that one replica takes
 
+    @property
+    def can_wake(self) -> bool:
+        """Whether a request can bring it up by waiting for it."""
+        return bool(self.wanted_replicas) and not self.failure
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionEntry:
-    """One version, by the id that it is served under: ``name@version``."""
+    """One version, by the id that it is served under: ``name@version``.
+
+    ``capabilities`` is empty where nothing is known of them; ``tags`` are its own and its model's.
+    ``quality`` (0 to 1) is what is assumed of its answers while no scorer has learned otherwise.
+    """
 
     served_id: str
     model: str
     deployments: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
     prices: Prices = NO_PRICE
+    context_length: int | None = None
+    quality: float = USUAL_QUALITY
+    words: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", self.capabilities | self.tags)
+
+    @property
+    def languages(self) -> frozenset[str]:
+        """What it speaks, from tags like ``language=de``."""
+        return frozenset(tag.removeprefix("language=") for tag in self.tags if tag.startswith("language="))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +94,11 @@ class RoutingTable:
     versions: Mapping[str, VersionEntry]
     aliases: Mapping[str, str]
     deployments: Mapping[str, DeploymentEntry]
-    budgets: Mapping[tuple[str, str], tuple[BudgetEntry, ...]] = field(default_factory=dict)
+    budgets: Mapping[tuple[str, str], tuple[BudgetEntry, ...]]
+    routes: Mapping[str, RouteEntry]
+    scorer: Scorer | None
+    rows: Mapping[str, int]  # a deployment's row in LiveColumns
+    _slates: dict[str, Slate]  # of routes from the beginning, of versions as they are asked for
 
     @classmethod
     def build(
@@ -80,8 +110,10 @@ class RoutingTable:
         aliases: Mapping[str, str],
         deployments: Iterable[DeploymentEntry],
         budgets: Iterable[BudgetEntry] = (),
+        routes: Iterable[RouteEntry] = (),
+        scorer: Scorer | None = None,
     ) -> RoutingTable:
-        """Index the entries and hang every deployment on its version."""
+        """Index the entries, hang every deployment on its version, and make the routes' slates."""
         by_id = {entry.id: entry for entry in deployments}
         serving: dict[str, list[str]] = {}
         for entry in by_id.values():
@@ -90,17 +122,22 @@ class RoutingTable:
         for budget in budgets:
             place = (budget.scope.value, budget.subject)
             limits[place] = (*limits.get(place, ()), budget)
-        return cls(
+        table = cls(
             revision=revision,
             models={entry.id: entry for entry in models},
-            versions={
-                entry.served_id: replace(entry, deployments=tuple(sorted(serving.get(entry.served_id, ()))))
-                for entry in versions
-            },
+            versions={entry.served_id: _deployed(entry, serving.get(entry.served_id)) for entry in versions},
             aliases=dict(aliases),
             deployments=by_id,
             budgets=limits,
+            routes={entry.id: entry for entry in routes},
+            scorer=scorer,
+            rows={key: row for row, key in enumerate(by_id, start=1)},
+            _slates={},
         )
+        for route in table.routes.values():
+            table._slates[route.id] = table.slate_of(route)
+        table._slates[AUTO] = table._auto()
+        return table
 
     def budgets_of(self, *, key: str, team: str, route: str) -> tuple[BudgetEntry, ...]:
         """Every budget that pays for a request of this key, its team and this route."""
@@ -110,6 +147,56 @@ class RoutingTable:
         for place in (("key", key), ("team", team), ("route", route)):
             found += self.budgets.get(place, ())
         return found
+
+    def columns(self, loads: Mapping[str, DeploymentLoad] | None = None) -> LiveColumns:
+        """Columns for the live state of this table's deployments, filled with what is known."""
+        found = LiveColumns(self.rows, {key: entry.load_s for key, entry in self.deployments.items()})
+        for deployment, load in (loads or {}).items():
+            found.note(deployment, load)
+        return found
+
+    def slate(self, model_id: str) -> Slate:
+        """Everybody who could serve a route, ``auto``, a name, a version or an alias; else ModelNotFound."""
+        found = self._slates.get(model_id)
+        if found is not None:
+            if found.route is not None and found.route != AUTO and not self.routes[found.route].enabled:
+                raise ModelNotFound(f"The route {model_id!r} is switched off.", param="model")
+            return found
+        return self.slate_of_version(self.resolve(model_id))
+
+    def slate_of_version(self, version: VersionEntry) -> Slate:
+        """The deployments of one version."""
+        found = self._slates.get(version.served_id)
+        if found is None:
+            found = Slate(version.served_id, [Line(version=version)], table=self)
+            self._slates[version.served_id] = found
+        return found
+
+    def slate_of(self, route: RouteEntry) -> Slate:
+        """A route as it would be in this table, whether it is in it or a draft."""
+        lines, problems = [], []
+        for candidate in route.candidates:
+            try:
+                version = self.resolve(candidate.target)
+            except ModelNotFound as error:
+                problems.append(error.message)
+            else:
+                lines.append(Line(version=version, weight=candidate.weight, note=candidate.note))
+        return Slate(
+            route.id,
+            lines,
+            table=self,
+            route=route.id,
+            policy=route.policy,
+            weights=route.weights,
+            constraints=route.constraints,
+            problems=problems,
+        )
+
+    def _auto(self) -> Slate:
+        """Every version that is deployed; the key's own patterns say which of them it may use."""
+        lines = [Line(version=version) for version in self.versions.values() if version.deployments]
+        return Slate(AUTO, lines, table=self, route=AUTO, policy=Policy.BALANCED)
 
     def resolve(self, model_id: str) -> VersionEntry:
         """The version behind ``name``, ``name@version`` or ``name@alias``; else ModelNotFound."""
@@ -134,7 +221,7 @@ class RoutingTable:
         return found
 
     def _unknown(self, model_id: str) -> str:
-        known = [*self.models, *self.aliases, *self.versions]
+        known = [*self.routes, *self.models, *self.aliases, *self.versions]
         near = difflib.get_close_matches(model_id[:200], known, n=NEAR_NAMES, cutoff=NEAR_ENOUGH)
         shown = model_id if len(model_id) <= 200 else model_id[:200] + "…"
         message = f"The model {shown!r} does not exist."
@@ -145,3 +232,7 @@ class RoutingTable:
     def _versions_of(self, model_id: str) -> str:
         names = sorted(entry.served_id for entry in self.versions.values() if entry.model == model_id)
         return ", ".join(names) or "it has no version yet"
+
+
+def _deployed(entry: VersionEntry, deployments: list[str] | None) -> VersionEntry:
+    return replace(entry, deployments=tuple(sorted(deployments or ())))

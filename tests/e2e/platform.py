@@ -98,7 +98,11 @@ class Platform:
                 answer = self.http.post("/v1/routing/explain", json={"model": model, "prompt": "x"}).json()
             except httpx.TransportError:
                 return False  # the gateway itself is coming back
-            return bool(answer.get("chosen"))
+            # A model that must be loaded first would be chosen, too.
+            return any(
+                one["id"] == answer["chosen"] and one["scores"]["ready"]
+                for one in answer.get("candidates", [])
+            )
 
         wait_until(ready, timeout_s, f"{model} is ready")
 

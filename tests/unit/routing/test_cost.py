@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.core.cost import MOST_NANO, NO_PRICE, Period, Prices, in_usd, period_label, period_start, to_nano
-from routing.core.decision import Candidate, Decision, RequestFacts
+from routing.core.decision import Candidate, Explanation, Link, RequestFacts
 from routing.core.records import DecisionRecord
 
 price = st.decimals(min_value=0, max_value=1000, places=6)
@@ -79,12 +79,15 @@ def test_periods_begin_in_utc(period, label, start):
 
 
 def test_a_decision_is_written_down_and_read_back_as_the_same_values():
-    decision = Decision(
+    decision = Explanation(
         id="d1",
         revision=3,
+        model="m",
+        route=None,
+        policy="least_loaded",
         served_id="m@1",
         chosen="a",
-        chain=("a",),
+        chain=(Link(id="a", served_id="m@1", cold=False, ttft_s=0.1, tpot_s=0.01, cost_usd=0.002),),
         candidates=(
             Candidate(id="a", eligible=True, reasons=(), scores={"load": 0.5}),
             Candidate(id="b", eligible=False, reasons=("no replica is ready",), scores={}),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mmserve.errors import ModelNotFound
 from routing.core.decision import (
     LOADING,
     NO_CHAT_TEMPLATE,
     NO_REPLICA,
+    Decision,
     DeploymentLoad,
     RequestFacts,
     decide,
@@ -36,17 +35,28 @@ def ready(**more: float) -> DeploymentLoad:
     return DeploymentLoad(ready=1, max_streams=10, **more)
 
 
+def ids(found: Decision) -> list[str]:
+    return [link.id for link in found.chain]
+
+
 def test_the_least_loaded_deployment_is_chosen_and_the_others_follow():
     live = {"a": ready(running=8), "b": ready(running=1), "c": ready(running=4)}
     found = decide(table(entry("a"), entry("b"), entry("c")), live, RequestFacts(decision_id="d", model="m"))
-    assert (found.chosen, found.chain) == ("b", ("b", "c", "a"))
-    assert (found.id, found.revision, found.served_id) == ("d", 3, "m@1")
+    assert (found.chosen, ids(found)) == ("b", ["b", "c", "a"])
+    assert (found.id, found.revision, found.served_id, found.route) == ("d", 3, "m@1", None)
 
 
 def test_every_rejected_candidate_carries_its_reasons():
     live = {"loading": DeploymentLoad(loading=1), "small": ready(context_length=10), "plain": ready()}
     found = decide(
-        table(entry("off"), entry("loading"), entry("small"), entry("plain", has_chat_template=False)),
+        table(
+            entry("off", wanted_replicas=0),
+            entry("loading", wanted_replicas=0),
+            entry("broken", failure="out of memory"),
+            entry("slow", load_s=900.0),
+            entry("small"),
+            entry("plain", has_chat_template=False),
+        ),
         live,
         RequestFacts(decision_id="d", model="m", chat=True, prompt_tokens=8, max_tokens=8),
     )
@@ -54,9 +64,21 @@ def test_every_rejected_candidate_carries_its_reasons():
     assert {one.id: one.reasons for one in found.candidates} == {
         "loading": (LOADING,),
         "off": (NO_REPLICA,),
+        "broken": ("it cannot be loaded: out of memory",),
+        "slow": ("it is not up, and is expected in 900 s: longer than this request may take (300 s)",),
         "plain": (NO_CHAT_TEMPLATE,),
         "small": ("needs 16 tokens of context, has 10",),
     }
+
+
+def test_what_a_request_can_bring_up_comes_after_all_that_is_ready():
+    found = decide(
+        table(entry("asleep", load_s=20.0), entry("busy")),
+        {"busy": ready(running=10, waiting=50)},
+        RequestFacts(decision_id="d", model="m"),
+    )
+    assert [(link.id, link.cold) for link in found.chain] == [("busy", False), ("asleep", True)]
+    assert found.chain[1].ttft_s == 20.0
 
 
 def test_a_deployments_own_context_length_wins_over_the_replicas():
@@ -72,22 +94,7 @@ def test_an_unknown_model_is_an_error_not_an_empty_decision():
         decide(table(), {}, RequestFacts(decision_id="d", model="nobody"))
 
 
-loads = st.builds(
-    DeploymentLoad,
-    ready=st.integers(0, 3),
-    loading=st.integers(0, 3),
-    running=st.integers(0, 100),
-    waiting=st.integers(0, 100),
-    max_streams=st.integers(0, 100),
-)
-
-
-@given(st.dictionaries(st.sampled_from("abcdef"), loads))
-def test_the_chain_is_the_eligible_candidates_each_once(live):
-    found = decide(table(*map(entry, "abcdef")), live, RequestFacts(decision_id="d", model="m"))
-    eligible = {one.id for one in found.candidates if one.eligible}
-    assert set(found.chain) == eligible
-    assert len(found.chain) == len(eligible)
-    assert found.chosen == (found.chain[0] if found.chain else None)
-    assert all(one.eligible != bool(one.reasons) for one in found.candidates)
-    assert all(live[name].ready for name in found.chain)
+def test_a_version_that_nothing_deploys_says_so():
+    found = decide(table(), {}, RequestFacts(decision_id="d", model="m"))
+    assert found.chosen is None
+    assert [(one.id, one.reasons) for one in found.candidates] == [("m@1", ("nothing deploys it",))]

@@ -1,0 +1,207 @@
+"""Hard filters: who is out, and why, in words that are only made when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from routing.core import live as columns
+from routing.core.facts import RequestFacts
+from routing.core.live import BREAKER, CONTEXT, READY, Floats
+from routing.core.slate import Bools, Slate
+
+NO_REPLICA = "no replica is ready"
+LOADING = "its replica is still loading"
+NO_CHAT_TEMPLATE = "the model has no chat template"
+NOT_DEPLOYED = "nothing deploys it"
+NOT_ALLOWED = "the key may not use it"
+BREAKER_OPEN = "its circuit breaker is open"
+
+
+class Kind(StrEnum):
+    """What a filter looks at."""
+
+    HEALTH = "health"
+    LATE = "late"  # it could be loaded, but not in time
+    CAPABILITY = "capability"
+    CONTEXT = "context"
+    KEY = "key"
+    COST = "cost"
+    BUDGET = "budget"
+    LATENCY = "latency"
+    BREAKER = "breaker"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Whom it takes out, and the reason of one of them."""
+
+    kind: Kind
+    out: Bools
+    reason: Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What this request would cost and take at each target; latencies as the live state has them."""
+
+    cost_usd: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+
+
+def filters_of(slate: Slate, live: Floats, predicted: Predicted, request: RequestFacts) -> list[Filter]:
+    """Every filter that this request and this slate need."""
+    found = [
+        *_health(slate, live, request),
+        *_capabilities(slate, request),
+        *_context(slate, live, request),
+        *_ceilings(slate, predicted, request),
+    ]
+    if request.allowed:
+        found.append(Filter(Kind.KEY, ~slate.allowed(request.allowed), lambda _: NOT_ALLOWED))
+    breaker = live[BREAKER]
+    if breaker.any():
+        found.append(Filter(Kind.BREAKER, breaker > 0, lambda _: BREAKER_OPEN))
+    return found
+
+
+def _health(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
+    absent = live[READY] == 0
+    found = [Filter(Kind.HEALTH, absent & ~slate.wakeable, lambda place: _why_not_ready(slate, live, place))]
+    deadline_s = slate.deadline_s
+    if request.deadline_s is not None:
+        deadline_s = np.minimum(deadline_s, request.deadline_s)
+    late = absent & slate.wakeable & (slate.load_s > deadline_s)
+    if late.any():
+        found.append(
+            Filter(
+                Kind.LATE,
+                late,
+                lambda place: (
+                    f"it is not up, and is expected in {slate.load_s[place]:.0f} s: longer than this request "
+                    f"may take ({deadline_s[place]:g} s)"
+                ),
+            )
+        )
+    return found
+
+
+def _why_not_ready(slate: Slate, live: Floats, place: int) -> str:
+    entry = slate.entries[place]
+    if entry is None:
+        return NOT_DEPLOYED
+    if entry.failure:
+        return f"it cannot be loaded: {entry.failure}"
+    return LOADING if live[columns.LOADING, place] else NO_REPLICA
+
+
+def _capabilities(slate: Slate, request: RequestFacts) -> list[Filter]:
+    found = []
+    if request.chat:
+        found.append(Filter(Kind.CAPABILITY, ~slate.chat, lambda _: NO_CHAT_TEMPLATE))
+    for capability in request.asks:
+        found.append(Filter(Kind.CAPABILITY, ~slate.able(capability), _lacks(capability)))
+    for word in (*slate.constraints.require, *request.wishes.require):
+        found.append(Filter(Kind.CAPABILITY, ~slate.having(word), _lacks(word)))
+    return found
+
+
+def _lacks(word: str) -> Callable[[int], str]:
+    return lambda _: f"is not tagged {word}" if "=" in word else f"lacks {word}"
+
+
+def _context(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
+    output = request.max_tokens or 0
+    needed = (request.prompt_tokens or 0) + output
+    least = slate.constraints.min_context
+    bound = request.prompt_tokens_bound if request.prompt_tokens is None else None
+    if not (needed or least or bound):
+        return []
+    context = (
+        slate.context if slate.context_known else np.where(slate.context > 0, slate.context, live[CONTEXT])
+    )
+    known = context > 0
+    found = []
+    if needed:
+        found.append(
+            Filter(
+                Kind.CONTEXT,
+                known & (context < needed),
+                lambda place: f"needs {needed} tokens of context, has {context[place]:.0f}",
+            )
+        )
+    if least:
+        found.append(
+            Filter(
+                Kind.CONTEXT,
+                known & (context < least),
+                lambda place: f"the route asks for {least} tokens of context, it has {context[place]:.0f}",
+            )
+        )
+    if bound:
+        most = bound + output
+        tight = known & (context < most)
+        # Whoever surely fits is taken first; if nobody does, the engine that counts is the judge.
+        if not tight.all():
+            found.append(
+                Filter(
+                    Kind.CONTEXT,
+                    tight,
+                    lambda place: f"may need up to {most} tokens of context, has {context[place]:.0f}",
+                )
+            )
+    return found
+
+
+def _ceilings(slate: Slate, predicted: Predicted, request: RequestFacts) -> list[Filter]:
+    own, wishes = slate.constraints, request.wishes
+    found = []
+    if (dollars := _tightest(own.max_cost_usd, wishes.max_cost_usd)) is not None:
+        cost = predicted.cost_usd
+        found.append(
+            Filter(
+                Kind.COST,
+                cost > dollars,
+                lambda at: f"costs about ${cost[at]:.6g}, the ceiling is ${dollars:.6g}",
+            )
+        )
+    if (left := request.budget_left_usd) is not None:
+        cost = predicted.cost_usd
+        found.append(
+            Filter(
+                Kind.BUDGET,
+                cost > left,
+                lambda at: (
+                    f"costs about ${cost[at]:.6g}, {request.budget or 'the budget'} has ${left:.6g} left"
+                ),
+            )
+        )
+    if (ttft_s := _tightest(own.max_ttft_s, wishes.max_ttft_s)) is not None:
+        first = predicted.ttft_s
+        found.append(
+            Filter(
+                Kind.LATENCY,
+                first > ttft_s,
+                lambda at: f"predicted TTFT {first[at] * 1000:.0f} ms, the ceiling is {ttft_s * 1000:.0f} ms",
+            )
+        )
+    if (tpot_s := own.max_tpot_s) is not None:
+        each = predicted.tpot_s
+        found.append(
+            Filter(
+                Kind.LATENCY,
+                each > tpot_s,
+                lambda at: f"predicted TPOT {each[at] * 1000:.0f} ms, the ceiling is {tpot_s * 1000:.0f} ms",
+            )
+        )
+    return found
+
+
+def _tightest(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

@@ -1,0 +1,136 @@
+"""The live state of the deployments, as columns that a decision can read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+# How long a load takes that was never measured.
+UNKNOWN_LOAD_S = 60.0
+
+READY, LOADING, LOAD, CONTEXT, TTFT, TTFT_PER_TOKEN, TPOT, STREAMS, KV, BREAKER = range(10)
+COLUMNS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentLoad:
+    """Live state of one deployment's replicas together; rates are per second."""
+
+    ready: int = 0
+    loading: int = 0
+    running: int = 0
+    waiting: int = 0
+    max_streams: int = 0
+    jobs_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    ttft_s: float = 0.0
+    kv_usage: float = 0.0
+    context_length: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """What is known of a deployment's latency, as coefficients.
+
+    TTFT is ``base_s + per_waiting_s × waiting + per_token_s × prompt tokens`` (with the load time on top while
+    no replica is ready), TPOT is ``tpot_s + tpot_per_running_s × running``.
+    """
+
+    base_s: float = 0.0
+    per_waiting_s: float = 0.0
+    per_token_s: float = 0.0
+    tpot_s: float = 0.0
+    tpot_per_running_s: float = 0.0
+
+
+NO_LOAD = DeploymentLoad()
+
+
+def measured(load: DeploymentLoad) -> Latency:
+    """Where nothing was learned: the replicas' own averages, and the queue at the pace that it drains."""
+    return Latency(
+        base_s=load.ttft_s,
+        per_waiting_s=1.0 / load.jobs_per_s if load.jobs_per_s > 0 else 0.0,
+        tpot_s=load.running / load.tokens_per_s if load.tokens_per_s > 0 else 0.0,
+    )
+
+
+class LiveColumns:
+    """One row a deployment, written as beats arrive; row 0 is "nobody", never ready.
+
+    Owned by one event loop. ``loads`` stays beside it for what wants names rather than columns.
+    """
+
+    __slots__ = ("_broken", "_latency", "_load_s", "data", "loads", "rows")
+
+    def __init__(self, rows: Mapping[str, int], load_s: Mapping[str, float | None]) -> None:
+        """``rows`` by deployment, and the seconds that a load of each takes, where that is known."""
+        self.rows = rows
+        self.data: Floats = np.zeros((COLUMNS, len(rows) + 1))
+        self.loads: dict[str, DeploymentLoad] = {}
+        self._load_s = load_s
+        self._latency: dict[str, Latency] = {}
+        self._broken: set[str] = set()
+        for key, row in self.rows.items():
+            self.data[TTFT, row] = self._cold_s(key)
+
+    def note(self, deployment: str, load: DeploymentLoad | None) -> None:
+        """The replicas' state changed; None: none of them is heard of any more."""
+        if load is None:
+            self.loads.pop(deployment, None)
+        else:
+            self.loads[deployment] = load
+        self._write(deployment)
+
+    def take_over(self, before: LiveColumns) -> None:
+        """Begin with what was known under the table before."""
+        self.loads = before.loads
+        self._latency = before._latency
+        self._broken = before._broken
+        for deployment in {*self.loads, *self._latency}:
+            self._write(deployment)
+        for deployment in self._broken:
+            self.set_breaker(deployment, True)
+
+    def learn(self, deployment: str, latency: Latency | None) -> None:
+        """The latency model of a deployment changed; None: back to its measured averages."""
+        if latency is None:
+            self._latency.pop(deployment, None)
+        else:
+            self._latency[deployment] = latency
+        self._write(deployment)
+
+    def set_breaker(self, deployment: str, is_open: bool) -> None:
+        """Whether the deployment's circuit breaker lets nothing pass."""
+        (self._broken.add if is_open else self._broken.discard)(deployment)
+        row = self.rows.get(deployment)
+        if row is not None:
+            self.data[BREAKER, row] = is_open
+
+    def _cold_s(self, deployment: str) -> float:
+        load_s = self._load_s.get(deployment)
+        return UNKNOWN_LOAD_S if load_s is None else load_s
+
+    def _write(self, deployment: str) -> None:
+        row = self.rows.get(deployment)
+        if row is None:
+            return
+        load = self.loads.get(deployment, NO_LOAD)
+        latency = self._latency.get(deployment) or measured(load)
+        ttft_s = latency.base_s + latency.per_waiting_s * load.waiting
+        self.data[:BREAKER, row] = (
+            load.ready,
+            load.loading,
+            (load.running + load.waiting) / max(1, load.max_streams),
+            load.context_length,
+            ttft_s if load.ready else ttft_s + self._cold_s(deployment),
+            latency.per_token_s,
+            latency.tpot_s + latency.tpot_per_running_s * load.running,
+            load.running,
+            load.kv_usage,
+        )
