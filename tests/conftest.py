@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from tests.settings import SESSION_DIR
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def start_redis(socket: Path, *options: str) -> subprocess.Popen[bytes]:
