@@ -1,0 +1,296 @@
+"""Which arm of which experiment a request belongs to. Pure: the same unit always gets the same arm.
+
+A unit (key, user, session or request) is hashed once with BLAKE2b; each experiment mixes that with a random salt of
+its own (the constants of MurmurHash3's finaliser, Appleby 2011), so that experiments are independent of each other.
+The mixed number falls into one of 10,000 buckets, and the buckets are dealt out to the arms: a new share moves only
+those buckets that have to change hands (:func:`deal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import pairwise
+
+BUCKETS = 10_000
+UNITS = ("key", "user", "session", "request")
+# What an experiment's filters may look at: the attributes of a Subject.
+FILTERS = ("key", "team", "endpoint", "language", "tags")
+HOLDOUT = 0  # the arm of units that are kept out for good
+MASK = 2**64 - 1
+_FIRST, _SECOND = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+_HOLDOUT_SALT = 0xA0761D6478BD642F
+_SAMPLE_SALT = 0xE7037ED1A0B428DB
+
+
+@dataclass(slots=True, kw_only=True)
+class Subject:
+    """What an assignment reads of a request; empty is "not told"."""
+
+    request: str
+    key: str = ""
+    user: str = ""
+    session: str = ""
+    team: str = ""
+    endpoint: str = ""
+    language: str = ""
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One exposure: ``unit`` is the unit's number within this experiment, ``served_id`` what the arm asks for."""
+
+    experiment: int
+    phase: int
+    arm: int
+    unit: int
+    served_id: str | None = None  # None: whatever the id means without the experiment
+    experiment_name: str = ""
+    arm_name: str = "holdout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmEntry:
+    """One arm; the control serves its version as well, whatever the alias means by then."""
+
+    id: int
+    name: str
+    served_id: str
+
+
+_KEPT_OUT = ArmEntry(id=HOLDOUT, name="holdout", served_id="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """An exclusion group's layer of buckets, and the part of it that one experiment has."""
+
+    unit: str
+    salt: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentEntry:
+    """One running experiment. ``deal`` is the buckets' owners as (first bucket, arm's id or None), in order."""
+
+    id: int
+    name: str
+    target: str  # the model id or route that clients name
+    unit: str
+    salt: int
+    phase: int
+    arms: tuple[ArmEntry, ...]
+    deal: tuple[tuple[int, int | None], ...]
+    filters: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    holdout: int = 0  # buckets
+    group: Group | None = None
+
+
+class _Ready:
+    """An entry laid out for speed: an owner for every bucket."""
+
+    __slots__ = ("entry", "filters", "holdout", "holdout_salt", "owners", "salt", "unit")
+
+    def __init__(self, entry: ExperimentEntry) -> None:
+        self.entry = entry
+        self.unit = entry.unit
+        self.salt = entry.salt
+        self.filters = tuple((name, wanted) for name, wanted in entry.filters.items() if wanted)
+        self.holdout = entry.holdout
+        self.holdout_salt = (entry.salt if entry.group is None else entry.group.salt) ^ _HOLDOUT_SALT
+        by_id = {arm.id: arm for arm in entry.arms}
+        self.owners = [None if arm is None else by_id.get(arm) for arm in _owners(entry.deal)]
+
+
+class _Layer:
+    """An exclusion group: which experiment, if any, has each bucket of the group's own layer."""
+
+    __slots__ = ("members", "salt", "unit")
+
+    def __init__(self, group: Group) -> None:
+        self.unit = group.unit
+        self.salt = group.salt
+        self.members: list[_Ready | None] = [None] * BUCKETS
+
+    def add(self, one: _Ready, group: Group) -> None:
+        self.members[group.low : group.high] = [one] * (group.high - group.low)
+
+
+class Experiments:
+    """The running experiments by what clients name. Those of one target are tried in order of their ids."""
+
+    __slots__ = ("_by_target",)
+
+    def __init__(self, entries: Iterable[ExperimentEntry] = ()) -> None:
+        self._by_target: dict[str, list[_Ready | _Layer]] = {}
+        layers: dict[tuple[str, int], _Layer] = {}
+        for entry in sorted(entries, key=lambda entry: entry.id):
+            one = _Ready(entry)
+            running = self._by_target.setdefault(entry.target, [])
+            if entry.group is None:
+                running.append(one)
+                continue
+            layer = layers.get((entry.target, entry.group.salt))
+            if layer is None:
+                layer = layers[entry.target, entry.group.salt] = _Layer(entry.group)
+                running.append(layer)
+            layer.add(one, entry.group)
+
+    def assign(self, target: str, subject: Subject) -> Assignment | None:
+        """The experiment and arm of this request, if any: a request is in one experiment at most.
+
+        A request that does not name the experiment's unit (no ``user``, no session) is not in it.
+        """
+        running = self._by_target.get(target)
+        return None if running is None else _first(running, subject)
+
+
+def _first(running: list[_Ready | _Layer], subject: Subject) -> Assignment | None:
+    hashed: dict[str, int] = {}
+    for found in running:
+        name = found.unit
+        unit = hashed.get(name)
+        if unit is None:
+            text = getattr(subject, name)
+            unit = hashed[name] = unit_hash(name, text) if text else -1
+        if unit < 0:
+            continue
+        one = found.members[bucket(mix(unit ^ found.salt))] if isinstance(found, _Layer) else found
+        if one is None:
+            continue
+        if one.filters and not _matches(one.filters, subject):
+            continue
+        # mix(), written out: this line runs for every experiment of every request.
+        number = (unit ^ one.salt) * _FIRST & MASK
+        number = (number ^ number >> 32) * _SECOND & MASK
+        owner = one.owners[number * BUCKETS >> 64]
+        if one.holdout and bucket(mix(unit ^ one.holdout_salt)) < one.holdout:
+            owner = _KEPT_OUT
+        if owner is not None:
+            entry = one.entry
+            return Assignment(
+                experiment=entry.id,
+                phase=entry.phase,
+                arm=owner.id,
+                unit=number,
+                served_id=owner.served_id or None,
+                experiment_name=entry.name,
+                arm_name=owner.name,
+            )
+    return None
+
+
+def _matches(filters: Sequence[tuple[str, frozenset[str]]], subject: Subject) -> bool:
+    for name, wanted in filters:
+        if name == "tags":
+            if not wanted <= subject.tags:
+                return False
+        elif getattr(subject, name) not in wanted:
+            return False
+    return True
+
+
+def unit_hash(kind: str, text: str) -> int:
+    """64 bits of a unit; a key and a user of the same name are different units."""
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=kind.encode()).digest()
+    return int.from_bytes(digest, "big")
+
+
+def mix(number: int) -> int:
+    """64 well-mixed bits of 64 bits: multiply, fold, multiply, as in MurmurHash3's finaliser."""
+    number = number * _FIRST & MASK
+    return (number ^ number >> 32) * _SECOND & MASK
+
+
+def bucket(number: int) -> int:
+    """The bucket of a mixed number, by its upper bits."""
+    return number * BUCKETS >> 64
+
+
+def sample_rank(unit: int) -> int:
+    """Where a unit stands in the order by which units are sampled: independent of its arm."""
+    return mix(unit ^ _SAMPLE_SALT)
+
+
+Deal = tuple[tuple[int, int | None], ...]
+
+
+def deal(current: Deal, wanted: Mapping[int, int]) -> Deal:
+    """Deal the buckets out anew: ``wanted`` buckets for each arm, the rest nobody's, the fewest moves.
+
+    A bucket leaves its owner only if the owner has too many, and goes only to one that has too few; so exactly
+    half of the sum of all differences moves, which is the least that can.
+    """
+    if min(wanted.values(), default=0) < 0 or sum(wanted.values()) > BUCKETS:
+        raise ValueError(f"the shares are not from 0 to {BUCKETS} buckets together")
+    runs = [(first, last, owner) for (first, owner), (last, _) in pairwise((*current, (BUCKETS, None)))]
+    if not current:
+        runs = [(0, BUCKETS, None)]
+    left = dict(wanted)
+    left[-1] = BUCKETS - sum(wanted.values())  # nobody's
+    kept: list[tuple[int, int, int]] = []
+    loose: list[tuple[int, int]] = []
+    for first, last, owner in runs:
+        name = -1 if owner is None else owner
+        keep = min(last - first, left.get(name, 0))
+        left[name] = left.get(name, 0) - keep
+        if keep:
+            kept.append((first, first + keep, name))
+        if first + keep < last:
+            loose.append((first + keep, last))
+    for first, last in loose:
+        start = first
+        for name in sorted(left, key=lambda one: (one == -1, one)):
+            take = min(last - start, left[name])
+            if take:
+                kept.append((start, start + take, name))
+                left[name] -= take
+                start += take
+    found: list[tuple[int, int | None]] = []
+    for first, _, name in sorted(kept):
+        owner = None if name == -1 else name
+        if not found or found[-1][1] != owner:
+            found.append((first, owner))
+    return tuple(found)
+
+
+def moved(before: Deal, after: Deal) -> int:
+    """How many buckets have another owner."""
+    owners = [_owners(one) for one in (before, after)]
+    return sum(1 for old, new in zip(*owners, strict=True) if old != new)
+
+
+def counts(dealt: Deal) -> dict[int, int]:
+    """Buckets by arm."""
+    found: dict[int, int] = {}
+    for (first, owner), (last, _) in pairwise((*dealt, (BUCKETS, None))):
+        if owner is not None:
+            found[owner] = found.get(owner, 0) + last - first
+    return found
+
+
+def _owners(dealt: Deal) -> list[int | None]:
+    owners: list[int | None] = [None] * BUCKETS
+    for (first, owner), (last, _) in pairwise((*dealt, (BUCKETS, None))):
+        owners[first:last] = [owner] * (last - first)
+    return owners
+
+
+def exposed(weights: Mapping[int, int], exposure: float) -> dict[int, int]:
+    """Buckets for each arm when a part of the traffic is in the experiment; the arms' ratio stays as it is."""
+    total = sum(weights.values())
+    return {arm: int(BUCKETS * exposure * weight / total + 1e-9) for arm, weight in weights.items()}
+
+
+def free_slice(taken: Iterable[tuple[int, int]], width: int) -> tuple[int, int] | None:
+    """The first run of ``width`` buckets of a group's layer that no experiment has."""
+    start = 0
+    for low, high in sorted(taken):
+        if low - start >= width:
+            break
+        start = max(start, high)
+    return (start, start + width) if start + width <= BUCKETS else None
