@@ -1,0 +1,171 @@
+"""One metric of one arm against the control's: the difference, where it may lie, and what that means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from routing.core.statistics.means import Estimate, estimate, information
+from routing.core.statistics.metrics import METRICS, Metric
+from routing.core.statistics.planning import sequential_information
+from routing.core.statistics.quantiles import difference, interval
+from routing.core.statistics.sequences import Numbers, always_valid_p, best_rho, width
+from routing.core.statistics.totals import Totals
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Values in the metric's unit; None is "too early to say". ``relative_*`` are parts of the control's value."""
+
+    metric: str
+    control: float | None
+    treatment: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    count: int
+    p: float | None = None
+    chance_better: float | None = None
+    information: float = 0.0
+    needed: float | None = None  # information at which the smallest effect is found, mostly
+
+    @property
+    def relative(self) -> tuple[float, float, float] | None:
+        """Difference, low and high as parts of the control's value."""
+        if self.low is None or self.high is None or self.difference is None or not self.control:
+            return None
+        return self.difference / self.control, self.low / self.control, self.high / self.control
+
+
+def compare(metric: Metric, control: Totals, treatment: Totals, *, alpha: float, effect: float) -> Comparison:
+    """``effect`` is the smallest relative effect of interest; the sequence is tightest where it could be seen."""
+    if metric.histogram is not None:
+        return _quantile(metric, control, treatment, alpha)
+    base, new = (
+        estimate(arm.sums[metric.top], arm.sums[metric.bottom], proportion=metric.proportion)
+        for arm in (control, treatment)
+    )
+    found = difference_of(base, new, alpha=alpha, effect=effect)
+    delta, known = float(found.delta), float(found.information)
+    if not math.isfinite(found.half):
+        return Comparison(
+            metric=metric.name,
+            control=_number(base.value),
+            treatment=_number(new.value),
+            difference=_number(delta),
+            low=None,
+            high=None,
+            count=int(base.count + new.count),
+        )
+    return Comparison(
+        metric=metric.name,
+        control=_number(base.value),
+        treatment=_number(new.value),
+        difference=delta,
+        low=delta - float(found.half),
+        high=delta + float(found.half),
+        count=int(base.count + new.count),
+        p=float(always_valid_p(found.delta, found.information, found.rho)),
+        chance_better=_chance(metric, delta, known, float(found.rho)),
+        information=known,
+        needed=float(found.needed),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Treatment minus control with half the width of its sequence, for any number of experiments at once."""
+
+    delta: Numbers
+    half: Numbers  # infinite while it is too early
+    information: Numbers
+    rho: Numbers
+    needed: Numbers
+
+
+def difference_of(base: Estimate, new: Estimate, *, alpha: float, effect: float) -> Difference:
+    """``effect`` is relative: the boundary is tuned for the information that a change of that size needs."""
+    known = information(base, new)
+    absolute = effect * np.abs(base.value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = sequential_information(1.0, alpha) / absolute**2
+        rho = best_rho(needed, alpha)
+        half = width(known, alpha, rho)
+    half = np.where((known > 0) & (absolute > 0), half, np.inf)
+    return Difference(new.value - base.value, half, known, rho, needed)
+
+
+def arm_interval(
+    metric: Metric, arm: Totals, *, alpha: float
+) -> tuple[float | None, float | None, float | None]:
+    """One arm's value with its own always-valid interval: for the picture."""
+    if metric.histogram is not None:
+        value, low, high = interval(arm.bins[metric.histogram], metric.level, alpha)
+        return _number(value), _number(low), _number(high)
+    found: Estimate = estimate(arm.sums[metric.top], arm.sums[metric.bottom], proportion=metric.proportion)
+    if not np.isfinite(found.variance) or not np.isfinite(found.value):
+        return _number(found.value), None, None
+    known = 1 / found.variance
+    half = float(width(known, alpha, best_rho(known, alpha)))
+    return float(found.value), float(found.value) - half, float(found.value) + half
+
+
+def harm(metric: Metric, comparison: Comparison) -> tuple[float, float, float] | None:
+    """The relative difference turned so that more is worse: value, low, high; None while nothing can be said.
+
+    Of a metric where neither way is better, any change is harm: the larger of the two directions counts.
+    """
+    found = comparison.relative
+    if found is None:
+        return None
+    value, low, high = found
+    if metric.lower_is_better is None:
+        least = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+        return abs(value), least, max(abs(low), abs(high))
+    return (value, low, high) if metric.lower_is_better else (-value, -high, -low)
+
+
+def bonferroni(alpha: float, comparisons: int) -> float:
+    """The level of each of several comparisons, so that all of them together err with alpha at most."""
+    return alpha / max(1, comparisons)
+
+
+def names(wanted: Sequence[str]) -> list[Metric]:
+    """The metrics of these names."""
+    return [METRICS[name] for name in wanted]
+
+
+def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float) -> Comparison:
+    assert metric.histogram is not None, "compare() sends only quantiles here"
+    groups = [arm.bins[metric.histogram] for arm in (control, treatment)]
+    delta, low, high = difference(groups[0], groups[1], metric.level, alpha)
+    values = [interval(one, metric.level, alpha)[0] for one in groups]
+    known = math.isfinite(low) and math.isfinite(high)
+    return Comparison(
+        metric=metric.name,
+        control=_number(values[0]),
+        treatment=_number(values[1]),
+        difference=_number(delta),
+        low=low if known else None,
+        high=high if known else None,
+        count=int(sum(one.sum() for one in groups)),
+    )
+
+
+def _chance(metric: Metric, delta: float, known: float, rho: float) -> float | None:
+    """P(better) when the effect was drawn from the mixture that the boundary uses: N(0, 1/rho)."""
+    if metric.lower_is_better is None:
+        return None
+    chance_up = _NORMAL.cdf(delta * known / math.sqrt(known + rho))
+    return 1 - chance_up if metric.lower_is_better else chance_up
+
+
+def _number(value: float | np.floating | np.ndarray) -> float | None:
+    found = float(value)
+    return found if math.isfinite(found) else None
