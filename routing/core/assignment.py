@@ -79,7 +79,7 @@ class ExperimentEntry:
 
     id: int
     name: str
-    target: str  # the model id or route that clients name
+    targets: tuple[str, ...]  # the model ids or the route that clients name
     unit: str
     salt: int
     phase: int
@@ -130,15 +130,16 @@ class Experiments:
         layers: dict[tuple[str, int], _Layer] = {}
         for entry in sorted(entries, key=lambda entry: entry.id):
             one = _Ready(entry)
-            running = self._by_target.setdefault(entry.target, [])
-            if entry.group is None:
-                running.append(one)
-                continue
-            layer = layers.get((entry.target, entry.group.salt))
-            if layer is None:
-                layer = layers[entry.target, entry.group.salt] = _Layer(entry.group)
-                running.append(layer)
-            layer.add(one, entry.group)
+            for target in entry.targets:
+                running = self._by_target.setdefault(target, [])
+                if entry.group is None:
+                    running.append(one)
+                    continue
+                layer = layers.get((target, entry.group.salt))
+                if layer is None:
+                    layer = layers[target, entry.group.salt] = _Layer(entry.group)
+                    running.append(layer)
+                layer.add(one, entry.group)
 
     def assign(self, target: str, subject: Subject) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.

@@ -51,8 +51,9 @@ class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     route: str = ""
     # Experiment to arm. The arm stays after a fallback: what was served is in ``served_id``.
     assignments: dict[str, str] = {}
-    # The experiment's unit in each, hashed: what statistics are clustered by.
+    # The experiment's unit in each, hashed: "phase.hexadecimal number", what statistics are clustered by.
     units: dict[str, str] = {}
+    refusal: bool = False  # the model declined; only looked for in experiments
     count: int = 1
     prompt_tokens: int = 0
     completion_tokens: int = 0

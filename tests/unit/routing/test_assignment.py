@@ -37,7 +37,7 @@ HALVES = deal((), {1: 5000, 2: 5000})
 def experiment(**fields: Any) -> ExperimentEntry:
     arms = (ArmEntry(id=1, name="control", served_id="m@1"), ArmEntry(id=2, name="new", served_id="m@2"))
     given: dict[str, Any] = {
-        "id": 7, "name": "speed", "target": "m", "unit": "user", "salt": mix(7), "phase": 1, "arms": arms,
+        "id": 7, "name": "speed", "targets": ("m",), "unit": "user", "salt": mix(7), "phase": 1, "arms": arms,
         "deal": HALVES,
     }  # fmt: skip
     return ExperimentEntry(**(given | fields))

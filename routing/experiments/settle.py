@@ -1,0 +1,165 @@
+"""What an experiment counts of the usage records: called with each batch, in the batch's own transaction."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+
+from django.db import transaction
+from django.utils import timezone
+
+from routing.core.records import UsageRecord
+from routing.core.statistics.totals import Outcome, Totals
+from routing.core.statistics.units import UnitSample
+from routing.models.experiments import (
+    HOLDOUT_ARM,
+    ArmTotals,
+    Experiment,
+    Exposure,
+    Feedback,
+    PhaseUnits,
+)
+
+RATING = "rating"
+# Feedback may come for this long; a rating that comes before its request's record waits for a day.
+EXPOSURES_KEPT = datetime.timedelta(days=30)
+PENDING_KEPT = datetime.timedelta(days=1)
+MOST_EXPOSURES = 1_000_000
+MOST_JOINED = 2_000
+# Refusals of ours that say that the arm could not serve, though their status is not 5xx.
+ARM_FAILURES = ("queue_full", "context_length_exceeded", "model_not_loaded")
+
+Place = tuple[int, int, str]  # experiment, phase, arm
+
+
+def outcome_of(record: UsageRecord, unit: int) -> Outcome:
+    """A usage record as an experiment sees it. A client that left is neither a success nor an error."""
+    completed = record.outcome == "completed"
+    made = completed and record.completion_tokens > 0
+    return Outcome(
+        unit=unit,
+        failed=record.status >= 500 or record.outcome in ARM_FAILURES,
+        succeeded=completed,
+        cost=record.cost_nano / 1e9,
+        output_tokens=record.completion_tokens,
+        refused=record.refusal,
+        ttft_s=record.ttft_s if made else None,
+        tpot_s=record.tpot_s if made and record.completion_tokens > 1 else None,
+        e2e_s=record.e2e_s if completed else None,
+    )
+
+
+@transaction.atomic
+def settle(records: Iterable[UsageRecord]) -> int:
+    """Count the records that were in an experiment; how many there were. Each record must come once."""
+    exposed = [record for record in records if record.assignments]
+    if not exposed:
+        return 0
+    names = {name for record in exposed for name in record.assignments}
+    rows = {row.name: row for row in Experiment.objects.filter(name__in=names)}
+    totals: dict[Place, Totals] = {}
+    samples: dict[tuple[int, int], UnitSample] = {}
+    exposures = []
+    arm_ids = _arm_ids(rows.values())
+    for record in exposed:
+        for name, arm in record.assignments.items():
+            row = rows.get(name)
+            phase, _, unit = record.units.get(name, "").partition(".")
+            if row is None or not phase.isdigit() or not unit:
+                continue  # deleted meanwhile, or of another release
+            hashed = int(unit, 16)
+            place = (row.pk, int(phase), arm)
+            totals.setdefault(place, Totals()).add(outcome_of(record, hashed))
+            samples.setdefault(place[:2], UnitSample()).add(hashed, arm_ids.get((row.pk, arm), 0))
+            exposures.append(_exposure(record, row, place, unit))
+    for place, batch in totals.items():
+        add_totals(place, batch)
+    for (experiment, number), sample in samples.items():
+        _add_units(experiment, number, sample)
+    Exposure.objects.bulk_create(exposures, ignore_conflicts=True, batch_size=500)
+    return len(exposures)
+
+
+def add_totals(place: Place, batch: Totals) -> None:
+    """Add a batch to what is stored; the row is locked where the database can."""
+    experiment, phase, arm = place
+    row, _ = ArmTotals.objects.select_for_update().get_or_create(
+        experiment_id=experiment, phase=phase, arm=arm, defaults={"data": b""}
+    )
+    stored = Totals.from_bytes(bytes(row.data))
+    stored += batch
+    row.data, row.requests = stored.to_bytes(), stored.requests
+    row.save(update_fields=["data", "requests", "updated_at"])
+
+
+def _add_units(experiment: int, phase: int, batch: UnitSample) -> None:
+    row, _ = PhaseUnits.objects.select_for_update().get_or_create(experiment_id=experiment, phase=phase)
+    stored = UnitSample.from_bytes(bytes(row.data))
+    stored.merge(batch)
+    row.data, row.distinct = stored.to_bytes(), stored.distinct()
+    row.save(update_fields=["data", "distinct"])
+
+
+def _arm_ids(rows: Iterable[Experiment]) -> dict[tuple[int, str], int]:
+    found = Experiment.objects.filter(pk__in=[row.pk for row in rows]).values_list(
+        "pk", "arms__name", "arms__pk"
+    )
+    return {(experiment, name): pk for experiment, name, pk in found if name} | {
+        (row.pk, HOLDOUT_ARM): 0 for row in rows
+    }
+
+
+def _exposure(record: UsageRecord, row: Experiment, place: Place, unit: str) -> Exposure:
+    return Exposure(
+        request_id=record.request_id,
+        at=datetime.datetime.fromtimestamp(record.at, datetime.UTC),
+        key=record.key,
+        experiment=row,
+        phase=place[1],
+        arm=place[2],
+        served_id=record.served_id,
+        unit=unit,
+    )
+
+
+@transaction.atomic
+def join_feedback() -> int:
+    """Count the feedback whose request has been settled meanwhile; how many values were counted."""
+    waiting = Feedback.objects.select_for_update().filter(
+        pending=True, request_id__in=Exposure.objects.values("request_id")
+    )
+    rows = list(waiting.order_by("pk")[:MOST_JOINED])
+    if not rows:
+        return 0
+    exposures = Exposure.objects.select_related("experiment").in_bulk([row.request_id for row in rows])
+    totals: dict[Place, Totals] = {}
+    counted = 0
+    for row in rows:
+        exposure = exposures[row.request_id]
+        row.pending = False
+        score = row.name == exposure.experiment.score_name
+        # Somebody else's request: kept, but no word in an experiment.
+        if row.key not in ("", exposure.key) or not (score or row.name == RATING):
+            continue
+        place = (exposure.experiment_id, exposure.phase, exposure.arm)
+        totals.setdefault(place, Totals()).add_feedback(
+            int(exposure.unit, 16), value=row.value, before=row.counted, rating=row.name == RATING
+        )
+        row.counted = row.value
+        counted += 1
+    for place, batch in totals.items():
+        add_totals(place, batch)
+    Feedback.objects.bulk_update(rows, ["pending", "counted"], batch_size=500)
+    return counted
+
+
+def forget(now: datetime.datetime | None = None) -> None:
+    """Keep exposures and waiting feedback bounded, by age and by number."""
+    now = now or timezone.now()
+    Exposure.objects.filter(at__lt=now - EXPOSURES_KEPT).delete()
+    beyond = Exposure.objects.order_by("-at").values_list("at", flat=True)[
+        MOST_EXPOSURES : MOST_EXPOSURES + 1
+    ]
+    for oldest in beyond:
+        Exposure.objects.filter(at__lte=oldest).delete()
+    Feedback.objects.filter(pending=True, at__lt=now - PENDING_KEPT).update(pending=False)
