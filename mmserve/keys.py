@@ -73,12 +73,14 @@ class KeyAuthentication(authentication.BaseAuthentication):
 
 
 class HasManageScope(permissions.BasePermission):
-    """The scope ``manage``, or a superuser's session; to read a view with ``infer_may_read``, any key."""
+    """The scope ``manage``, or a superuser's session; any key to read a view with ``infer_may_read``, or to do
+    what its ``infer_may`` names.
+    """
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         if isinstance(request.auth, AccessKey):
             reads = request.method in permissions.SAFE_METHODS and getattr(view, "infer_may_read", False)
-            if reads or "manage" in request.auth.scopes:
+            if reads or request.method in getattr(view, "infer_may", ()) or "manage" in request.auth.scopes:
                 return True
             raise PermissionDenied(f"The access key {request.auth.name!r} lacks the scope 'manage'.")
         return bool(request.user and request.user.is_active and request.user.is_superuser)

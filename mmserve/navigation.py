@@ -31,6 +31,18 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str | None], ...]], ...] =
         ),
     ),
     (
+        "Routing",
+        (
+            ("Experiments", "science", "admin:routing_experiment_changelist", "routing.view_experiment"),
+            (
+                "Exclusion groups",
+                "splitscreen",
+                "admin:routing_exclusiongroup_changelist",
+                "routing.view_exclusiongroup",
+            ),
+        ),
+    ),
+    (
         "Inference",
         (
             (

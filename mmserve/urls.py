@@ -9,6 +9,7 @@ from rest_framework.routers import SimpleRouter
 from inference import api as inference
 from mmserve import api as access
 from registry import api as registry
+from routing.api import experiments
 
 router = SimpleRouter(trailing_slash=False)
 router.register("models", registry.ModelViewSet, basename="registry-model")
@@ -17,6 +18,10 @@ router.register("aliases", registry.AliasViewSet, basename="registry-alias")
 router.register("deployments", inference.DeploymentViewSet, basename="deployment")
 router.register("events", registry.EventViewSet, basename="event")
 router.register("keys", access.KeyViewSet, basename="key")
+
+routing_router = SimpleRouter(trailing_slash=False)
+routing_router.register("experiments", experiments.ExperimentViewSet, basename="experiment")
+routing_router.register("exclusion-groups", experiments.GroupViewSet, basename="exclusion-group")
 
 v1: list[URLPattern | URLResolver] = [
     path("schema", SpectacularAPIView.as_view(), name="schema"),
@@ -28,6 +33,8 @@ v1: list[URLPattern | URLResolver] = [
     path("models/<path:model_id>/history", registry.History.as_view(), name="history"),
     path("models/<path:model_id>", inference.OneModel.as_view(), name="model"),
     path("registry/", include(router.urls)),
+    path("routing/", include(routing_router.urls)),
+    path("feedback", experiments.FeedbackView.as_view(), name="feedback"),
 ]
 
 urlpatterns = [

@@ -1,1 +1,5 @@
 """Routing's admin pages, one module a kind."""
+
+from routing.admin import experiments
+
+__all__ = ["experiments"]

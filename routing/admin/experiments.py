@@ -1,0 +1,497 @@
+"""The experiments' page: the verdict first, then arms, intervals, guardrails, what happens next, and the buttons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+
+from mmserve.errors import InvalidRequest
+from registry.admin_base import ActionAdmin
+from registry.models import Event
+from routing.actions import experiments as actions
+from routing.admin.experiments_forms import ExperimentForm, ShipForm, WinnerForm
+from routing.admin.experiments_plot import plot_of
+from routing.core.statistics.metrics import METRICS, Metric
+from routing.experiments.plan import plan_of
+from routing.experiments.report import GuardrailReport, Report, intervals, report_of
+from routing.experiments.watch import step_is_due, waits_for
+from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, State
+
+TIMELINE_EVENTS = 30
+STATE_LABELS = {
+    "draft": "default",
+    "ramping": "info",
+    "running": "info",
+    "paused": "warning",
+    "concluded": "success",
+    "shipped": "success",
+    "rolled_back": "danger",
+}
+# What the page's head is coloured by: a verdict's tone.
+TONES = {
+    "mismatch": "bad",
+    "guardrail": "bad",
+    "worse": "bad",
+    "better": "good",
+    "same": "calm",
+    "open": "calm",
+    "early": "calm",
+    "draft": "calm",
+}
+HEADLINES = {
+    "mismatch": "Do not trust this: the arms' sizes are wrong",
+    "guardrail": "Stop: a guardrail is broken",
+    "worse": "The control is better",
+    "better": "{leader} wins",
+    "same": "No difference worth knowing of",
+    "open": "No winner yet",
+    "early": "Too early to say",
+    "draft": "Draft: nothing is served by it yet",
+}
+ENDED = {
+    State.ROLLED_BACK: "Rolled back",
+    State.CONCLUDED: "Concluded",
+    State.SHIPPED: "Shipped: {winner}",
+    State.PAUSED: "Paused: nobody is in it",
+}
+# In which states the page offers an action.
+OFFERED: dict[str, tuple[str, ...]] = {
+    "start": (State.DRAFT,),
+    "ramp": (State.RAMPING,),
+    "pause": LIVE,
+    "resume": (State.PAUSED,),
+    "conclude": OPEN,
+    "abort": OPEN,
+    "ship": (*OPEN, State.CONCLUDED),
+}
+
+
+class ArmInline(TabularInline):
+    """The arms of a draft; later they are what was measured."""
+
+    model = Arm
+    fields = ("name", "version", "weight", "is_control")
+    autocomplete_fields = ("version",)
+    extra = 0
+    min_num = 2
+    max_num = actions.MAX_ARMS
+    tab = False
+
+    def _open(self, obj: Any) -> bool:
+        return obj is None or obj.state == State.DRAFT
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._open(obj) and super().has_add_permission(request, obj)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._open(obj) and super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self._open(obj) and super().has_delete_permission(request, obj)
+
+
+@admin.register(Experiment)
+class ExperimentPage(ActionAdmin):
+    """Experiments."""
+
+    list_display = ("name", "state_label", "verdict", "target", "primary", "traffic", "since")
+    list_filter = ("state", "primary_metric")
+    search_fields = ("name", "target", "hypothesis")
+    form = ExperimentForm
+    inlines = (ArmInline,)
+    change_form_outer_before_template = "admin/experiments/panel.html"
+    actions_detail = ("start", "ramp", "pause", "resume", "ship", "conclude", "abort")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        rows = super().get_queryset(request).select_related("group", "winner", "alias__model")
+        return rows.prefetch_related("arms")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [
+            (None, {"fields": (("name", "target"), "hypothesis", ("unit", "holdout_percent"), "filters")}),
+            (
+                "What decides",
+                {
+                    "fields": (
+                        ("primary_metric", "smallest_effect"),
+                        ("alpha", "score_name"),
+                        "guardrails",
+                    )
+                },
+            ),
+            (
+                "How it grows",
+                {"fields": ("ramp", ("step_minutes", "step_requests"), ("group", "group_percent"))},
+            ),
+            ("Why", {"fields": ("reason",)}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        if obj is None:
+            return ()
+        if obj.state == State.DRAFT:
+            return ("name",)
+        return ("name", *(field for field in actions.FIELDS if field not in actions.EDITABLE_LATER))
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """The buttons that make sense in its state; the actions themselves check again."""
+        state = Experiment.objects.filter(pk=object_id).values_list("state", flat=True).first()
+        hidden = {name for name, states in OFFERED.items() if state not in states}
+        offered = super().get_actions_detail(request, object_id)
+        return [one for one in offered if one.method.original_function_name not in hidden]
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """The state in five seconds, above the form."""
+        row = self.get_object(request, object_id) if object_id else None
+        more = {**(extra_context or {}), "panel": panel_of(row) if row is not None else None}
+        return super().changeform_view(request, object_id, form_url, more)
+
+    def create_row(self, obj: Experiment, *, actor: str, reason: str, form: Any) -> Experiment:
+        fields = {name: form.cleaned_data[name] for name in actions.FIELDS if name in form.cleaned_data}
+        return actions.create_experiment(obj.name, [], actor=actor, reason=reason, **fields)
+
+    def update_row(
+        self, obj: Experiment, *, actor: str, reason: str, changes: dict[str, Any], form: Any
+    ) -> None:
+        actions.update_experiment(obj, actor=actor, reason=reason, **changes)
+
+    def delete_row(self, obj: Experiment, *, actor: str, reason: str) -> None:
+        actions.delete_experiment(obj, actor=actor, reason=reason)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The arms go through the action as well, all of them at once."""
+        super().save_related(request, form, formsets, change)
+        for formset in formsets:
+            if not formset.has_changed():
+                continue
+            wanted = [
+                {name: one.cleaned_data.get(name) for name in ArmInline.fields}
+                for one in formset.forms
+                if one.cleaned_data.get("version") and not one.cleaned_data.get("DELETE")
+            ]
+            if not wanted and not change:
+                raise InvalidRequest("An experiment needs arms.", param="arms")
+            row = Experiment.objects.get(pk=form.instance.pk)
+            actions.update_experiment(row, actor=f"user:{request.user}", arms=wanted)
+
+    @display(description="State", label=STATE_LABELS, ordering="state")
+    def state_label(self, obj: Experiment) -> str:
+        return obj.state.replace("rolled_back", "rolled_back")
+
+    @display(description="What to make of it")
+    def verdict(self, obj: Experiment) -> str:
+        return report_of(obj).words if obj.state in OPEN else obj.state_reason or "–"
+
+    @display(description="Decides", ordering="primary_metric")
+    def primary(self, obj: Experiment) -> str:
+        return METRICS[obj.primary_metric].title
+
+    @display(description="Traffic in it")
+    def traffic(self, obj: Experiment) -> str:
+        return f"{obj.exposure:.0%}" if obj.state in LIVE else "–"
+
+    @display(description="Since (UTC)", ordering="started_at")
+    def since(self, obj: Experiment) -> str:
+        return f"{obj.started_at:%Y-%m-%d %H:%M}" if obj.started_at else "–"
+
+    @action(description="Start", icon="play_arrow", permissions=["change"])
+    def start(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.start_experiment,
+            title="Start {row}?",
+            explanation="It begins with the first step of its ramp. What decides cannot be changed any more.",
+            button="Start",
+            done="{row} has begun.",
+        )
+
+    @action(description="Next step", icon="trending_up", permissions=["change"])
+    def ramp(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.ramp_experiment,
+            title="Take the next step of {row} now?",
+            explanation="More traffic comes into it; nobody changes the arm. The controller does this by itself "
+            "when a step has lasted and its guardrails hold.",
+            button="Next step",
+            done="{row} has more traffic.",
+        )
+
+    @action(description="Pause", icon="pause", permissions=["change"])
+    def pause(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.pause_experiment,
+            title="Pause {row}?",
+            explanation="Everybody gets what the id means without it. The units keep their arms for later.",
+            button="Pause",
+            done="{row} is paused.",
+        )
+
+    @action(description="Resume", icon="play_arrow", permissions=["change"])
+    def resume(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.resume_experiment,
+            title="Go on with {row}?",
+            explanation="At the step where it was paused.",
+            button="Resume",
+            done="{row} goes on.",
+        )
+
+    @action(description="Abort", icon="undo", permissions=["change"])
+    def abort(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            actions.roll_back_experiment,
+            title="Abort {row}?",
+            explanation="Everybody gets what the id means without it, for good.",
+            button="Abort",
+            done="{row} was rolled back.",
+            danger=True,
+        )
+
+    @action(description="Conclude", icon="flag", permissions=["change"])
+    def conclude(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, *, winner="", **why: actions.conclude_experiment(row, winner=winner or None, **why),
+            title="Conclude {row}?",
+            explanation="It ends; nothing moves until a winner is shipped.",
+            button="Conclude",
+            done="{row} is concluded.",
+            form_class=self._with_arms(WinnerForm, object_id),
+            initial=self._leader(object_id),
+        )
+
+    @action(description="Ship winner", icon="rocket_launch", permissions=["change"])
+    def ship(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, *, alias="", **why: actions.ship_experiment(row, alias=alias or None, **why),
+            title="Ship the winner of {row}?",
+            explanation="The alias moves to the winner's version, and the experiment ends.",
+            button="Ship winner",
+            done="{row} is shipped.",
+            form_class=self._with_arms(ShipForm, object_id),
+            initial=self._leader(object_id),
+        )
+
+    def _with_arms(self, form_class: type[WinnerForm], object_id: Any) -> type[WinnerForm]:
+        arms = Arm.objects.filter(experiment=object_id).values_list("name", "served_id")
+        choices = tuple((name, f"{name} ({served_id})") for name, served_id in arms)
+        return type(form_class.__name__, (form_class,), {"arms": choices})
+
+    def _leader(self, object_id: Any) -> dict[str, Any]:
+        row = Experiment.objects.select_related("winner").filter(pk=object_id).first()
+        if row is None or row.state not in (*OPEN, State.CONCLUDED):
+            return {}
+        if row.winner is not None:
+            return {"winner": row.winner.name}
+        report = report_of(row)
+        return {"winner": report.leader} if report.verdict == "better" else {}
+
+
+@admin.register(ExclusionGroup)
+class GroupPage(ModelAdmin):
+    """Exclusion groups."""
+
+    list_display = ("name", "unit", "members")
+    search_fields = ("name",)
+    fields = ("name", "unit")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("experiments")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @display(description="Experiments")
+    def members(self, obj: ExclusionGroup) -> str:
+        return ", ".join(row.name for row in obj.experiments.all()) or "–"
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Through the action."""
+        obj.pk = actions.create_group(obj.name, obj.unit, actor=f"user:{request.user}").pk
+        obj._state.adding = False
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        """Through the action."""
+        actions.delete_group(obj, actor=f"user:{request.user}")
+
+
+def panel_of(row: Experiment) -> dict[str, Any]:
+    """What templates/admin/experiments/panel.html shows."""
+    report = report_of(row)
+    now = timezone.now()
+    arms = list(row.arms.all())
+    steps = actions.exposures(row, arms) if arms else []
+    ended = row.state not in (*LIVE, State.DRAFT)
+    headline = ENDED[State(row.state)] if ended else HEADLINES[report.verdict]
+    tone = TONES[report.verdict]
+    if row.state == State.ROLLED_BACK:
+        tone = "bad"
+    elif row.state == State.SHIPPED:
+        tone = "good"
+    return {
+        "tone": tone,
+        "headline": headline.format(leader=report.leader, winner=row.winner.name if row.winner else ""),
+        "words": row.state_reason if row.state == State.ROLLED_BACK else report.words,
+        "state": row.state,
+        "state_label": STATE_LABELS[row.state],
+        "mismatch": report.mismatch.broken,
+        "mismatch_p": report.mismatch.p,
+        "chance": _chance(report),
+        "leader": report.leader,
+        "days_left": _days(report),
+        "exposure": f"{row.exposure:.0%}" if row.state in LIVE else "0%",
+        "units": report.distinct_units,
+        "unit": row.unit,
+        "requests": sum(one.requests for one in report.arms),
+        "holdout": report.holdout_requests,
+        "steps": [
+            {
+                "percent": f"{step:.0%}" if step >= 0.1 else f"{step:.1%}".replace(".0%", "%"),
+                "done": row.state in (*OPEN,) and place < row.ramp_step,
+                "now": row.state in OPEN and place == row.ramp_step,
+            }
+            for place, step in enumerate(steps)
+        ],
+        "next": _next(report, now),
+        "arms": _arm_rows(report),
+        "primary": report.primary,
+        "smallest": f"{row.smallest_effect:.0%}"
+        if row.smallest_effect >= 0.01
+        else f"{row.smallest_effect:.1%}",
+        "plot": plot_of(report),
+        "guardrails": [_guardrail(one) for one in report.guardrails],
+        "plan": plan_of(row) if row.state == State.DRAFT else None,
+        "events": Event.objects.filter(subject=row.subject)[:TIMELINE_EVENTS],
+        "report_url": f"/v1/routing/experiments/{row.pk}/report",
+        "changelist": reverse("admin:routing_experiment_changelist"),
+    }
+
+
+def in_unit(metric: Metric, value: float | None) -> str:
+    """A metric's value as a person reads it."""
+    if value is None:
+        return "–"
+    if metric.proportion or metric.name == "rating":
+        return f"{value:.2%}"
+    if metric.unit == "s":
+        return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
+    if metric.unit == "$":
+        return f"${value:,.6f}"
+    return f"{value:,.1f}"
+
+
+def _arm_rows(report: Report) -> list[dict[str, Any]]:
+    rows = []
+    for one, value, low, high in intervals(report, report.primary):
+        chance = report.comparisons.get(one.arm.name, {}).get(report.primary.name)
+        rows.append(
+            {
+                "name": one.arm.name,
+                "control": one.arm.is_control,
+                "version": one.arm.served_id,
+                "share": f"{one.share:.0%}",
+                "requests": one.requests,
+                "units": one.units,
+                "value": in_unit(report.primary, value),
+                "range": f"{in_unit(report.primary, low)} to {in_unit(report.primary, high)}"
+                if low is not None
+                else "",
+                "errors": in_unit(METRICS["error_rate"], _share(one.totals.sums)),
+                "leads": one.arm.name == report.leader and report.verdict == "better",
+                "chance": None if chance is None else chance.chance_better,
+            }
+        )
+    return rows
+
+
+def _share(sums: Any) -> float | None:
+    requests = float(sums[0].sum())
+    return float(sums[1].sum()) / requests if requests else None
+
+
+def _guardrail(one: GuardrailReport) -> dict[str, Any]:
+    label = {
+        "holds": "success",
+        "open": "default",
+        "early": "default",
+        "tight": "warning",
+        "broken": "danger",
+    }
+    words = {
+        "holds": "holds",
+        "open": "not proved yet",
+        "early": "too early",
+        "tight": "over its limit",
+        "broken": "broken",
+    }
+    known = one.value is not None and one.low is not None and one.high is not None
+    return {
+        "metric": one.metric.title,
+        "arm": one.arm,
+        "limit": f"{one.limit:.0%}",
+        "state": words[one.state],
+        "label": label[one.state],
+        "value": f"{one.value:+.1%}" if known else "–",
+        "range": f"{one.low:+.0%} to {one.high:+.0%}" if known else "",
+    }
+
+
+def _chance(report: Report) -> str:
+    known = [
+        found[report.primary.name].chance_better
+        for found in report.comparisons.values()
+        if found[report.primary.name].chance_better is not None
+    ]
+    best = max((one for one in known if one is not None), default=None)
+    if best is None:
+        return "–"
+    if best > 0.999:
+        return "> 99.9%"
+    return "< 0.1%" if best < 0.001 else f"{best:.1%}" if best > 0.99 or best < 0.01 else f"{best:.0%}"
+
+
+def _days(report: Report) -> str:
+    if report.days_left is None or report.verdict in ("better", "worse", "same"):
+        return "–"
+    if report.days_left > 365:
+        return "over a year"
+    return f"{report.days_left:.1f}" if report.days_left < 10 else f"{report.days_left:.0f}"
+
+
+def _next(report: Report, now: Any) -> str:
+    """What happens next, and why it waits."""
+    row = report.experiment
+    if row.state == State.RAMPING:
+        if not step_is_due(row, now):
+            assert row.step_at is not None, "a ramping experiment has begun a step"
+            left = row.step_minutes - (now - row.step_at).total_seconds() / 60
+            return f"The next step comes in {left:.0f} min, if the guardrails hold."
+        waiting = waits_for(report)
+        return f"The next step waits: {waiting}" if waiting else "The next step comes now."
+    if row.state == State.RUNNING:
+        return "At its full shares. It goes on until somebody ships, concludes or aborts it, or a guardrail breaks."
+    return ""
