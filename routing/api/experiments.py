@@ -108,7 +108,7 @@ class SharesSerializer(StrictSerializer):
     reason = reason_field()
 
 
-class ReportSerializer(serializers.Serializer):
+class ExperimentReportSerializer(serializers.Serializer):
     """The report: see docs/experiments.md."""
 
     experiment = serializers.CharField()
@@ -141,7 +141,7 @@ class PlanQuery(StrictSerializer):
     deviation = serializers.FloatField(min_value=1e-9, max_value=MAX_SCORE, required=False, default=None)
 
 
-class PlanSerializer(serializers.Serializer):
+class ExperimentPlanSerializer(serializers.Serializer):
     """Days until the smallest effect would be found, with a chance of 80%."""
 
     metric = serializers.CharField()
@@ -233,13 +233,13 @@ class ExperimentViewSet(RegistryViewSet, viewsets.ModelViewSet):
         """Make the winner what the alias means."""
         return self._with(ShipSerializer, actions.ship_experiment)
 
-    @extend_schema(responses=ReportSerializer)
+    @extend_schema(responses=ExperimentReportSerializer)
     @action(detail=True, methods=["get"])
     def report(self, request: Request, pk: str) -> Response:
         """The numbers as they stand, and what to make of them. May be looked at as often as one likes."""
         return Response(as_json(report_of(self.get_object())))
 
-    @extend_schema(parameters=[PlanQuery], responses=PlanSerializer)
+    @extend_schema(parameters=[PlanQuery], responses=ExperimentPlanSerializer)
     @action(detail=True, methods=["get"])
     def plan(self, request: Request, pk: str) -> Response:
         """How many days it takes to find the smallest effect of interest."""

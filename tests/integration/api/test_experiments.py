@@ -41,7 +41,7 @@ def arms(versions: list[ModelVersion], *weights: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def draft(versions: list[ModelVersion]) -> Experiment:
-    return actions.create_experiment(
+    row = actions.create_experiment(
         "faster",
         arms(versions),
         actor="tests",
@@ -49,6 +49,9 @@ def draft(versions: list[ModelVersion]) -> Experiment:
         smallest_effect=0.2,
         guardrails=[{"metric": "error_rate", "limit": 0.5}],
     )
+    row.salt = 1  # the same arms in every run
+    row.save(update_fields=["salt"])
+    return row
 
 
 def assignment(user: str) -> Any:
@@ -133,9 +136,13 @@ def test_equal_arms_of_even_traffic_prove_nothing(draft: Experiment) -> None:
     actions.start_experiment(draft, actor="tests")
     settle(traffic(REQUESTS))
     report = report_of(draft)
-    assert report.verdict == "open"
+    compared = report.comparisons["new"]["e2e"]
+    assert report.verdict in ("open", "same")
+    assert compared.low is not None
+    assert compared.high is not None
+    assert compared.low < 0 < compared.high
     assert report.days_left is not None
-    assert [one.state for one in report.guardrails] == ["open"]
+    assert not report.broken
 
 
 def test_a_batch_of_records_is_added_to_the_one_before(draft: Experiment) -> None:

@@ -1,0 +1,326 @@
+"""Experiments and feedback over REST and on the admin's page."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from mmserve.models import AccessKey
+from routing.actions import experiments as actions
+from routing.core.statistics import metrics as m
+from routing.core.statistics.totals import Totals
+from routing.experiments.report import report_of
+from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, settle
+from routing.experiments.watch import ExperimentWatch
+from routing.models.experiments import ArmTotals, Experiment, Feedback, State
+from tests.integration.api.test_experiments import assignment, draft, kinds, traffic, versions
+
+__all__ = ["draft", "versions"]  # fixtures
+
+URL = "/v1/routing/experiments"
+BODY: dict[str, Any] = {
+    "name": "faster",
+    "target": "acme/echo",
+    "unit": "user",
+    "primary_metric": "e2e",
+    "smallest_effect": 0.1,
+    "guardrails": [{"metric": "ttft_p95", "limit": 0.1}],
+    "ramp": [1, 10, 50],
+    "arms": [
+        {"name": "control", "version": "acme/echo@1", "weight": 50, "is_control": True},
+        {"name": "new", "version": "acme/echo@2", "weight": 50},
+    ],
+}
+
+
+def running(row: Experiment) -> Experiment:
+    row.ramp = []
+    return actions.start_experiment(row, actor="tests")
+
+
+def test_an_experiment_lives_over_rest_from_draft_to_shipped(manager: APIClient, versions: Any) -> None:
+    made = manager.post(URL, BODY, format="json")
+    assert made.status_code == 201, made.json()
+    url = f"{URL}/{made.json()['id']}"
+    assert made.json()["state"] == "draft"
+    assert [arm["version"] for arm in made.json()["arms"]] == ["acme/echo@1", "acme/echo@2"]
+    assert manager.patch(url, {"alpha": 0.01}, format="json").json()["alpha"] == 0.01
+    assert manager.post(f"{url}/start", {"reason": "go"}, format="json").json()["state"] == "ramping"
+    assert manager.post(f"{url}/ramp", {}, format="json").json()["exposure"] == pytest.approx(0.2)
+    assert manager.post(f"{url}/pause", {}, format="json").json()["state"] == "paused"
+    assert manager.post(f"{url}/resume", {}, format="json").json()["state"] == "ramping"
+    assert manager.post(f"{url}/shares", {"weights": {"new": 25}}, format="json").json()["phase"] == 2
+    report = manager.get(f"{url}/report").json()
+    assert report["verdict"] == "early"
+    concluded = manager.post(f"{url}/conclude", {"winner": "new"}, format="json").json()
+    assert (concluded["state"], concluded["winner"]) == ("concluded", "new")
+    assert manager.post(f"{url}/ship", {}, format="json").json()["state"] == "shipped"
+    assert manager.get("/v1/models/acme%2Fecho").json()["version"] == "2"
+    found = [one["kind"] for one in manager.get(f"{url}/timeline").json()]
+    assert found[0] == "experiment.shipped"
+    assert found[-1] == "experiment.created"
+    assert manager.delete(url).status_code == 204
+    assert manager.get(url).status_code == 404
+
+
+def test_what_is_wrong_is_named(manager: APIClient, reader: APIClient, versions: Any) -> None:
+    for change, status, param in (
+        ({"target": "acme/echo@1"}, 400, "target"),
+        ({"primary_metric": "speed"}, 400, "primary_metric"),
+        ({"guardrails": [{"metric": "ttft_p95"}]}, 400, "guardrails"),
+        ({"name": "No Spaces"}, 400, "name"),
+        ({"unit": "planet"}, 400, "unit"),
+        ({"colour": "red"}, 400, "colour"),
+        ({"arms": [{"name": "a", "version": "nobody@1"}]}, 400, "arms"),
+    ):
+        answer = manager.post(URL, {**BODY, **change}, format="json")
+        assert answer.status_code == status, (change, answer.json())
+        assert answer.json()["error"]["param"].startswith(param), answer.json()
+    assert reader.get(URL).status_code == 403
+    assert manager.post(f"{URL}/999/start", {}, format="json").status_code == 404
+    manager.post(URL, BODY, format="json")
+    assert manager.post(URL, BODY, format="json").status_code == 409
+
+
+def test_the_calculator_says_days_and_what_it_assumed(manager: APIClient, draft: Experiment) -> None:
+    url = f"{URL}/{draft.pk}/plan"
+    assert manager.get(url).json()["days"] is None
+    asked = manager.get(url, {"baseline": 2.0, "deviation": 2.0, "requests_per_day": 1000}).json()
+    # (3.03 + 0.84)² of information for an effect of 0.2 at a variance of 4, both arms alike.
+    assert asked["observations"] == pytest.approx(15.0 * 4 * 4 / 0.4**2, rel=0.03)
+    assert asked["observations_for_one_look"] == pytest.approx(7.849 * 4 * 4 / 0.4**2, rel=0.01)
+    assert asked["days"] == pytest.approx(asked["observations"] / 1000)
+    running(draft)
+    settle(traffic(800))
+    other = manager.post(URL, {**BODY, "name": "next"}, format="json").json()
+    measured = manager.get(f"{URL}/{other['id']}/plan", {"requests_per_day": 1000}).json()
+    assert measured["baseline"] == pytest.approx(1.0, rel=0.2)
+    assert "faster" in measured["assumptions"][0]
+    assert manager.get(url, {"baseline": -1}).status_code == 400
+
+
+def rate(client: APIClient, request_id: str, **body: Any) -> Any:
+    return client.post("/v1/feedback", {"request_id": request_id, **body}, format="json")
+
+
+def ratings(row: Experiment) -> tuple[float, float]:
+    found = [Totals.from_bytes(bytes(one.data)) for one in ArmTotals.objects.filter(experiment=row)]
+    return tuple(sum(float(one.sums[column].sum()) for one in found) for column in (m.RATINGS, m.RATING))  # type: ignore[return-value]
+
+
+def test_feedback_counts_once_whether_it_comes_before_or_after_the_record(
+    reader: APIClient, infer_key: tuple[AccessKey, str], draft: Experiment
+) -> None:
+    running(draft)
+    records = traffic(10)
+    for record in records:
+        record.key = str(infer_key[0].pk)
+    early, late = records[0], records[1]
+    assert rate(reader, f"chatcmpl-{early.request_id}", rating=1).status_code == 200
+    assert join_feedback() == 0
+    settle(records)
+    assert rate(reader, late.request_id, rating=0.5).json()["values"] == {"rating": 0.5}
+    assert join_feedback() == 2
+    assert ratings(draft) == (2, 1.5)
+    assert rate(reader, late.request_id, rating=0.5).status_code == 200  # the same again
+    assert join_feedback() == 0
+    assert rate(reader, late.request_id, rating=0).status_code == 200  # another mind
+    assert join_feedback() == 1
+    assert ratings(draft) == (2, 1.0)
+
+
+def test_a_named_score_counts_in_the_experiment_that_reads_it(manager: APIClient, draft: Experiment) -> None:
+    draft.score_name = "helpful"
+    running(draft)
+    records = traffic(100)
+    settle(records)
+    for record in records:
+        rate(manager, record.request_id, scores={"helpful": 4.0, "other": 9.0})
+    assert join_feedback() == 100
+    report = report_of(draft)
+    assert sum(one.totals.sums[m.SCORE].sum() for one in report.arms) == 400
+
+
+def test_only_the_requests_own_key_judges_it(
+    reader: APIClient, manager: APIClient, draft: Experiment
+) -> None:
+    running(draft)
+    record = traffic(1)[0]
+    settle([record])  # of another key
+    answer = rate(reader, record.request_id, rating=1)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["param"] == "request_id"
+    assert rate(manager, record.request_id, rating=1).status_code == 200
+
+
+def test_feedback_that_cannot_be_is_refused_by_its_field(reader: APIClient, db: None) -> None:
+    known = "0" * 24
+    for request_id, body, status, param in (
+        ("nonsense", {"rating": 1}, 404, "request_id"),
+        (known, {}, 400, "rating"),
+        (known, {"rating": 2}, 400, "rating"),
+        (known, {"rating": "good"}, 400, "rating"),
+        (known, {"scores": {"rating": 1}}, 400, "scores"),
+        (known, {"scores": {"x": "many"}}, 400, "scores"),
+        (known, {"rating": 1, "colour": 1}, 400, "colour"),
+    ):
+        answer = rate(reader, request_id, **body)
+        assert answer.status_code == status, (body, answer.json())
+        assert answer.json()["error"]["param"].startswith(param)
+    assert APIClient().post("/v1/feedback", {}, format="json").status_code == 401
+
+
+def test_feedback_whose_request_never_comes_is_waited_for_a_day(reader: APIClient, db: None) -> None:
+    rate(reader, "0" * 24, rating=1)
+    forget()
+    assert Feedback.objects.get().pending
+    forget(timezone.now() + PENDING_KEPT + datetime.timedelta(minutes=1))
+    assert not Feedback.objects.get().pending
+
+
+def test_the_watch_ramps_what_lasted_and_kept_its_guardrails(draft: Experiment) -> None:
+    draft.step_minutes, draft.step_requests = 30, 20
+    draft.ramp = [25]
+    actions.start_experiment(draft, actor="tests")
+    watch = ExperimentWatch()
+    settle(traffic(1000))
+    watch.look()
+    draft.refresh_from_db()
+    assert draft.exposure == 0.5  # not half an hour yet
+    watch.look(timezone.now() + datetime.timedelta(minutes=31))
+    draft.refresh_from_db()
+    assert (draft.state, draft.exposure) == (State.RUNNING, 1.0)
+    assert kinds(draft)[-1] == "experiment.ramped"
+
+
+def test_the_watch_waits_while_a_guardrail_is_over_its_limit(draft: Experiment) -> None:
+    draft.ramp, draft.step_minutes, draft.step_requests = [25], 0, 20
+    actions.start_experiment(draft, actor="tests")
+    settle(traffic(600, errors=(0.05, 0.15)))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.state == State.RAMPING
+
+
+def test_the_watch_rolls_back_on_a_broken_guardrail_with_the_numbers(draft: Experiment) -> None:
+    actions.start_experiment(draft, actor="tests")
+    for _ in range(4):
+        actions.ramp_experiment(draft, actor="tests")
+    settle(traffic(1500, errors=(0.02, 0.4)))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.state == State.ROLLED_BACK
+    assert "error_rate of new" in draft.state_reason
+    event = draft_events(draft)[-1]
+    assert event.actor == "controller"
+    broken = [one for one in event.data["guardrails"] if one["state"] == "broken"]
+    assert broken[0]["low"] > broken[0]["limit"]
+    assert assignment("ada") is None
+
+
+def test_the_watch_rolls_back_on_a_sample_ratio_mismatch(draft: Experiment) -> None:
+    running(draft)
+    records = traffic(2000)
+    # Something loses a third of the new arm's requests.
+    kept = [one for n, one in enumerate(records) if one.assignments["faster"] == "control" or n % 3]
+    settle(kept)
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.state == State.ROLLED_BACK
+    assert "mismatch" in draft.state_reason
+
+
+def test_the_watch_looks_again_only_at_what_has_changed(
+    draft: Experiment, django_assert_max_num_queries: Any
+) -> None:
+    running(draft)
+    settle(traffic(100))
+    watch = ExperimentWatch()
+    watch.look()
+    with django_assert_max_num_queries(2):
+        watch.look()
+
+
+def draft_events(row: Experiment) -> list[Any]:
+    from registry.models import Event
+
+    return list(Event.objects.filter(subject=row.subject).order_by("id"))
+
+
+@pytest.fixture
+def browser(ada: Any) -> Client:
+    client = Client()
+    client.force_login(ada)
+    return client
+
+
+def test_the_page_of_every_state_opens(browser: Client, draft: Experiment) -> None:
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    assert "How long it will take" in browser.get(url).content.decode()
+    running(draft)
+    assert "Too early to say" in browser.get(url).content.decode()
+    settle(traffic(1500, seconds=(1.0, 0.4)))
+    page = browser.get(url).content.decode()
+    assert "new wins" in page
+    assert "<svg" in page
+    assert 'data-tone="good"' in page
+    assert browser.get("/admin/routing/experiment/").status_code == 200
+    actions.roll_back_experiment(draft, actor="tests", reason="it was a test")
+    page = browser.get(url).content.decode()
+    assert "Rolled back" in page
+    assert "it was a test" in page
+
+
+def form(versions: Any, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "typed", "target": "acme/echo", "hypothesis": "", "unit": "user", "holdout_percent": 0,
+        "filters": "team: search, ads", "primary_metric": "e2e", "smallest_effect": "0.05", "alpha": "0.05",
+        "score_name": "", "guardrails": "error_rate 20%\r\nttft_p95 10%", "ramp": "1, 5, 50", "step_minutes": 60,
+        "step_requests": 100, "group": "", "group_percent": 100, "reason": "typed by a person",
+        "arms-TOTAL_FORMS": 2, "arms-INITIAL_FORMS": 0, "arms-MIN_NUM_FORMS": 2, "arms-MAX_NUM_FORMS": 10,
+        "arms-0-name": "control", "arms-0-version": versions[0].pk, "arms-0-weight": 50, "arms-0-is_control": "on",
+        "arms-1-name": "new", "arms-1-version": versions[1].pk, "arms-1-weight": 50, **changes,
+    }  # fmt: skip
+
+
+def test_a_draft_is_typed_into_the_page(browser: Client, versions: Any) -> None:
+    answer = browser.post("/admin/routing/experiment/add/", form(versions))
+    assert answer.status_code == 302, answer.content.decode()[-3000:]
+    row = Experiment.objects.get(name="typed")
+    assert row.filters == {"team": ["search", "ads"]}
+    assert row.guardrails == [{"metric": "error_rate", "limit": 0.2}, {"metric": "ttft_p95", "limit": 0.1}]
+    assert row.ramp == [1, 5, 50]
+    assert [(arm.name, arm.served_id, arm.is_control) for arm in row.arms.all()] == [
+        ("control", "acme/echo@1", True),
+        ("new", "acme/echo@2", False),
+    ]
+    wrong = browser.post("/admin/routing/experiment/add/", form(versions, name="other", target="acme/echo@1"))
+    assert wrong.status_code == 200
+    assert "who names it gets it" in wrong.content.decode()
+    assert not Experiment.objects.filter(name="other").exists()
+
+
+def test_the_buttons_act_and_ask_why(browser: Client, draft: Experiment, versions: Any) -> None:
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    start = next(
+        link
+        for link in _links(browser.get(url).content.decode())
+        if "start" in link and str(draft.pk) in link
+    )
+    assert browser.post(start, {"confirmed": "yes", "reason": "try it"}).status_code == 302
+    draft.refresh_from_db()
+    assert draft.state == State.RAMPING
+    ship = next(link for link in _links(browser.get(url).content.decode()) if "ship" in link)
+    assert browser.post(ship, {"confirmed": "yes", "winner": "new", "reason": ""}).status_code == 302
+    assert versions[0].model.aliases.get(is_default=True).version == versions[1]
+
+
+def _links(page: str) -> list[str]:
+    import re
+
+    return re.findall(r'href="(/admin/routing/experiment/[^"]+)"', page)
