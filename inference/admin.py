@@ -16,7 +16,7 @@ from inference import actions
 from inference.admin_memory import memory_table
 from inference.beats import read_beats
 from inference.memory import NODE_LOST_AFTER_S
-from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
+from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState, with_last_log
 from inference.protocol import ReplicaBeat
 from inference.status import Status, statuses
 from registry.admin import VersionPage
@@ -144,7 +144,7 @@ class DeploymentPage(LoadUnload):
     )
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        shown = (*self.SHOWN, "memory_of") if obj else ("version",)
+        shown = self._shown(obj) if obj else ("version",)
         return [
             (None, {"fields": shown}),
             ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
@@ -153,7 +153,14 @@ class DeploymentPage(LoadUnload):
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return (*self.SHOWN, "memory_of") if obj else ()
+        return self._shown(obj) if obj else ()
+
+    def _shown(self, obj: Any) -> tuple[str, ...]:
+        return (*self.SHOWN, "memory_of", *(("last_log",) if getattr(obj, "last_log", None) else ()))
+
+    @display(description="Last lines of the load that failed")
+    def last_log(self, obj: Any) -> SafeString:
+        return log_text(obj.last_log)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """A deployment goes with its version."""
@@ -163,7 +170,7 @@ class DeploymentPage(LoadUnload):
         return row.version
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).select_related("version__model")
+        return with_last_log(super().get_queryset(request).select_related("version__model"))
 
     @display(description="Memory a replica")
     def memory_of(self, obj: Deployment) -> SafeString:
@@ -325,8 +332,13 @@ class NodePage(ReadOnly, ModelAdmin):
         devices = Prefetch("devices", with_reserved(Device.objects.all()))
         return super().get_queryset(request).prefetch_related(devices)
 
-    @display(description="Heard of", label={"now": "success", "lost": "danger", "never": "warning"})
+    @display(
+        description="Heard of",
+        label={"now": "success", "lost": "danger", "never": "warning", "leaving": "warning"},
+    )
     def heard_label(self, obj: Node) -> str:
+        if obj.leaving:
+            return "leaving"
         if obj.last_seen is None:
             return "never"
         silent_s = (timezone.now() - obj.last_seen).total_seconds()

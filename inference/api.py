@@ -16,7 +16,7 @@ from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
 from inference.deletion import delete
 from inference.listing import listing
 from inference.model_objects import model_objects, version_object
-from inference.models import Deployment
+from inference.models import Deployment, with_last_log
 from inference.plan import plan_of
 from inference.status import STATUSES
 from registry.lookup import find, find_version
@@ -201,6 +201,7 @@ class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
     """How a version is served; ``load`` and ``unload`` set the replicas."""
 
     served_id = serializers.CharField(source="version.served_id", read_only=True)
+    log_tail = serializers.CharField(source="last_log", read_only=True, allow_null=True)
     reason = reason_field()
 
     class Meta:
@@ -211,18 +212,20 @@ class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
             "version",
             "served_id",
             "replicas",
+            "failure",
+            "log_tail",
             *sorted(actions.EDITABLE),
             "created_at",
             "reason",
         )
-        read_only_fields = ("name", "version", "replicas", "created_at")
+        read_only_fields = ("name", "version", "replicas", "failure", "created_at")
 
 
 @extend_schema_view(partial_update=extend_schema(description="Change options; running replicas keep theirs."))
 class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
     """Deployments: engine options and bounds."""
 
-    queryset = Deployment.objects.select_related("version__model")
+    queryset = with_last_log(Deployment.objects.select_related("version__model"))
     serializer_class = DeploymentSerializer
     pagination_class = NewestFirst
     lookup_value_regex = "[0-9]{1,18}"
@@ -233,6 +236,5 @@ class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
         """Change through the action."""
         changes = dict(serializer.validated_data)
         reason = changes.pop("reason", "")
-        serializer.instance = actions.configure(
-            serializer.instance, changes, actor=actor_of(self.request), reason=reason
-        )
+        row = actions.configure(serializer.instance, changes, actor=actor_of(self.request), reason=reason)
+        serializer.instance = self.get_queryset().get(pk=row.pk)

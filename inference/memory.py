@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from django.conf import settings
 from django.db.models import Q, Sum
 from django.utils import timezone
 
@@ -12,7 +13,7 @@ from inference.capacity.estimate import MemoryEstimate
 from inference.capacity.placement import DeviceRoom
 from inference.models import ALIVE, Deployment, Device
 
-NODE_LOST_AFTER_S = 15
+NODE_LOST_AFTER_S = settings.NODE_LEASE_S
 
 
 def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEstimate:
@@ -35,7 +36,7 @@ def device_rooms(*, could_sleep: bool = False) -> list[DeviceRoom]:
             name=str(row),
             budget_bytes=row.budget_bytes,
             reserved_bytes=row.reserved or 0,
-            alive=row.node.last_seen is not None and row.node.last_seen >= cutoff,
+            alive=not row.node.leaving and row.node.last_seen is not None and row.node.last_seen >= cutoff,
         )
         for row in rows
     ]

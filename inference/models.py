@@ -143,6 +143,9 @@ class Node(models.Model):
     last_seen = models.DateTimeField(null=True, blank=True)
     template_ready = models.BooleanField(default=False)
     revision = models.PositiveBigIntegerField(default=0)
+    # Of the process that speaks for it: what an earlier one still writes is refused.
+    epoch = models.UUIDField(default=uuid.uuid4, editable=False)
+    leaving = models.BooleanField(default=False, help_text="it was asked to stop: nothing is placed there")
 
     class Meta:
         ordering = ("name",)
@@ -248,3 +251,11 @@ class LoadObservation(models.Model):
     def batch_was_full(self) -> bool:
         """Whether all streams ran at once: then its activations are known, too."""
         return self.peak_streams >= self.options.get("max_streams", 0)
+
+
+def with_last_log(deployments: models.QuerySet[Deployment]) -> models.QuerySet[Deployment]:
+    """Deployments with the last lines of the log of the load that failed last, if they have not been up since."""
+    failed = Replica.objects.filter(
+        deployment=models.OuterRef("pk"), state=ReplicaState.FAILED, superseded=False
+    ).order_by("-ended_at")
+    return deployments.annotate(last_log=models.Subquery(failed.values("log_tail")[:1]))

@@ -13,7 +13,7 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import transaction
 
-from inference.protocol import CONTROLLER_CHANNEL, GATEWAYS, node_channel
+from inference.protocol import CONTROLLER_CHANNEL, FENCE_TTL_S, GATEWAYS, fence_key, node_channel
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ def _publish(channel: str) -> None:
     except redis.RedisError as error:
         # Only the push is lost: whoever listens polls as well.
         log.warning("could not wake %s: %s", channel, error)
+
+
+def fence(replica: str) -> None:
+    """Give a replica up for good: it gets no more jobs, ends itself, and what it still says is ignored."""
+    connection().set(fence_key(replica), b"", ex=FENCE_TTL_S)
 
 
 def wake_controller() -> None:

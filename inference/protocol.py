@@ -31,7 +31,7 @@ A resend is answered by an ``engine.events`` message with what the engine still 
 To all gateways (group ``GATEWAYS``):
 
     {"type": "replica.beat", **ReplicaBeat}
-    {"type": "replica.lost", "replica": REPLICA_ID, "reason": str}
+    {"type": "replica.lost", "replica": REPLICA_ID, "reason": str}    for good: what it says later is ignored
     {"type": "config.revision", "revision": int}
 """
 
@@ -51,6 +51,7 @@ HEARTBEAT_S = 0.5
 STALE_AFTER_S = 5.0
 KEEP_FINISHED_S = 60.0
 GATEWAY_TTL_S = 5
+FENCE_TTL_S = 24 * 3600
 
 
 def queue_name(deployment: str, priority: str) -> str:
@@ -71,6 +72,11 @@ def bell_key(deployment: str) -> str:
 def beat_key(replica_id: str) -> str:
     """Redis string with the last ReplicaBeat (JSON), expiring after STALE_AFTER_S."""
     return f"mmserve:replica:{replica_id}"
+
+
+def fence_key(replica_id: str) -> str:
+    """Redis string that says that a replica was given up: it gets no more jobs, and ends itself."""
+    return f"mmserve:fence:{replica_id}"
 
 
 def gateway_key(channel: str) -> str:
@@ -179,7 +185,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):
     redis_url: str
     options: EngineOptions
     log_path: str
-    beat_prefix: str = ""
+    drain_s: float = 30.0
 
 
 class OptionsCheck(msgspec.Struct, kw_only=True, tag="check"):

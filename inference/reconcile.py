@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from datetime import timedelta
 
 from django.db import transaction
@@ -10,9 +11,12 @@ from django.utils import timezone
 
 from inference.capacity.placement import place
 from inference.deletion import finish_deletions
-from inference.memory import NODE_LOST_AFTER_S, device_rooms, estimate_for
+from inference.engine.release import release_dead_worker
+from inference.engine.rqkeys import worker_name
+from inference.leases import NodeLeases
+from inference.memory import device_rooms, estimate_for
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
-from inference.notify import tell_gateways, wake_node
+from inference.notify import connection, fence, tell_gateways, wake_node
 from inference.swapping import Swapper
 from registry.actions.versions import recover_imports
 from registry.revision import bump
@@ -29,9 +33,10 @@ def backoff_s(tries: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (tries - 1))
 
 
-def reconcile(swapper: Swapper | None = None) -> None:
+def reconcile(swapper: Swapper | None = None, leases: NodeLeases | None = None) -> None:
     """One pass over all deployments."""
-    bury_lost_nodes()
+    if leases is not None:
+        bury_lost_nodes(leases, time.monotonic())
     if swapper is not None:
         swapper.step()
     for deployment in Deployment.objects.select_related("version__model"):
@@ -63,8 +68,11 @@ def start_one(deployment: Deployment) -> bool:
             return False
     needed = estimate_for(deployment)
     with transaction.atomic():
-        # Two controllers may overlap while leadership passes over: the device rows are the lock.
+        # Two controllers may overlap while leadership passes over: the device rows are the lock, and what one of
+        # them counted before it had the lock may be wrong by now.
         list(Device.objects.select_for_update().order_by("pk"))
+        if not _lacks_one(deployment):
+            return False
         placement = place(needed.total_bytes, device_rooms())
         if placement.device_id is None:
             if deployment.on_demand and not deployment.replica_set.filter(state__in=ALIVE).exists():
@@ -79,6 +87,12 @@ def start_one(deployment: Deployment) -> bool:
         wake_node(replica.device.node.name)
     log.info("placed %s on %s", replica, replica.device)
     return True
+
+
+def _lacks_one(deployment: Deployment) -> bool:
+    now = Deployment.objects.filter(pk=deployment.pk).first()
+    alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
+    return now is not None and alive < now.desired
 
 
 def give_up(deployment: Deployment, last: Replica | None) -> None:
@@ -99,13 +113,21 @@ def request_stop(replica: Replica) -> None:
     log.info("asked for the stop of %s", replica)
 
 
-def bury_lost_nodes() -> None:
-    """Replicas of a node that stopped reporting are lost; their memory and their place are free again."""
-    cutoff = timezone.now() - timedelta(seconds=NODE_LOST_AFTER_S)
-    for node in Node.objects.filter(last_seen__lt=cutoff, devices__replicas__state__in=ALIVE).distinct():
-        for replica in Replica.objects.filter(device__node=node, state__in=ALIVE):
-            reason = f"node {node.name} has not reported since {node.last_seen:%H:%M:%S}"
-            Replica.objects.filter(pk=replica.pk, state__in=ALIVE).update(
-                state=ReplicaState.FAILED, reason=reason, ended_at=timezone.now(), superseded=True
-            )
-            tell_gateways({"type": "replica.lost", "replica": str(replica.pk), "reason": reason})
+def bury_lost_nodes(leases: NodeLeases, now: float) -> None:
+    """Replicas of a node that stopped reporting are given up; their memory and their place are free again.
+
+    The node may only be slow, or cut off, and its engines alive: each is fenced first.
+    """
+    nodes = {node.pk: node for node in Node.objects.exclude(last_seen=None)}
+    lost = leases.lost({pk: node.last_seen for pk, node in nodes.items() if node.last_seen}, now)
+    for replica in Replica.objects.filter(device__node__in=lost, state__in=ALIVE).select_related("device"):
+        node = nodes[replica.device.node_id]
+        reason = f"node {node.name} has not reported since {node.last_seen:%H:%M:%S}"
+        fence(str(replica.pk))
+        if replica.pid is not None:
+            release_dead_worker(connection(), worker_name(str(replica.pk), replica.pid), reason)
+        Replica.objects.filter(pk=replica.pk, state__in=ALIVE).update(
+            state=ReplicaState.FAILED, reason=reason, ended_at=timezone.now(), superseded=True
+        )
+        tell_gateways({"type": "replica.lost", "replica": str(replica.pk), "reason": reason})
+        log.error("%s is given up: %s", replica, reason)

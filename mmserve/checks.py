@@ -17,6 +17,7 @@ from django.core.checks import CheckMessage, Error, register
 MIN_SECRET_CHARS = 50
 MIN_SECRET_DISTINCT = 5
 MIN_MEMORY_BYTES = 256 * 2**20
+LONGEST_PATIENCE_S = 86400.0
 BODY_BYTES = (1024, 2**30)
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 SOURCE_HOST = re.compile(r"(?:https?://)?(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?")
@@ -26,7 +27,16 @@ DATABASES = ("django.db.backends.sqlite3", "django.db.backends.postgresql")
 @register()
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Every check of mmserve's own settings."""
-    return [*secret_key(), *memory(), *data_dir(), *servers(), *storage(), *fetching(), *listening()]
+    return [
+        *secret_key(),
+        *memory(),
+        *patience(),
+        *data_dir(),
+        *servers(),
+        *storage(),
+        *fetching(),
+        *listening(),
+    ]
 
 
 def secret_key() -> Iterator[CheckMessage]:
@@ -53,6 +63,21 @@ def memory() -> Iterator[CheckMessage]:
             hint=f"Set it to bytes from {MIN_MEMORY_BYTES} to {total}, or to 0 for 80% of this machine.",
             id="mmserve.E002",
         )
+
+
+def patience() -> Iterator[CheckMessage]:
+    for name, value, least in (
+        ("MMSERVE_NODE_LEASE_S", settings.NODE_LEASE_S, 3.0),
+        ("MMSERVE_DRAIN_S", settings.DRAIN_S, 0.0),
+        ("MMSERVE_ENGINE_STUCK_S", settings.ENGINE_STUCK_S, 1.0),
+        ("MMSERVE_ENGINE_SILENT_S", settings.ENGINE_SILENT_S, 5.0),
+    ):
+        if not least <= value <= LONGEST_PATIENCE_S:
+            yield Error(
+                f"{name} is {value:g}.",
+                hint=f"Set it to seconds from {least:g} to {LONGEST_PATIENCE_S:g}.",
+                id="mmserve.E013",
+            )
 
 
 def data_dir() -> Iterator[CheckMessage]:

@@ -71,6 +71,16 @@ SOURCE_ROOTS = [Path(root).resolve() for root in env.list("MMSERVE_SOURCE_ROOTS"
 # This machine's name in the admin, and what its engines may take of host memory (bytes; 0: 80% of it).
 NODE_NAME = env("MMSERVE_NODE_NAME", default=os.uname().nodename)
 MEMORY_BYTES = env.int("MMSERVE_MEMORY_BYTES", default=0)
+# A node that has not reported for so long (s) is lost: its replicas are given up and placed anew elsewhere.
+NODE_LEASE_S = env.float("MMSERVE_NODE_LEASE_S", default=15.0)
+# How long an unload or the stop of a node lets running requests finish (s); then they continue elsewhere.
+DRAIN_S = env.float("MMSERVE_DRAIN_S", default=30.0)
+# An engine that has requests and makes no step for so long hangs (s; one step may be a long prefill) ...
+ENGINE_STUCK_S = env.float("MMSERVE_ENGINE_STUCK_S", default=120.0)
+# ... and so does one whose heartbeat, from a thread of its own, is missing (s): it is killed and started anew.
+ENGINE_SILENT_S = env.float("MMSERVE_ENGINE_SILENT_S", default=10.0)
+# The class that serves, as module:class behind inference.engine.base.Engine; read by the node's engine processes.
+ENGINE = env("MMSERVE_ENGINE", default="inference.engine.adapter:VllmEngine")
 
 # Bounds of the gateway.
 MAX_BODY_BYTES = env.int("MMSERVE_MAX_BODY_BYTES", default=4 * 2**20)

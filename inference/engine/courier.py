@@ -173,6 +173,7 @@ class Courier:
         )
         puller = Puller(
             self._connection,
+            replica=self._replica,
             worker=self._worker,
             deployment=self._deployment,
             inhand=self._inhand,

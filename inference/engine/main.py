@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from inference.engine.base import Engine
+from inference.engine.choice import engine_class
 from inference.engine.worker import EngineWorker
 from inference.protocol import ReplicaSpec
 
@@ -20,10 +21,9 @@ def serve(spec: ReplicaSpec) -> int:
     """Load the model, serve its queues, and return the exit code."""
 
     def open_engine(tell_stage: Callable[[str], None]) -> Engine:
-        tell_stage("importing vllm")
-        from inference.engine.adapter import VllmEngine
-
-        return VllmEngine(spec.model_path, spec.options, tell_stage)
+        tell_stage("importing the engine")
+        engine: Engine = engine_class()(spec.model_path, spec.options, tell_stage)
+        return engine
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
@@ -36,6 +36,7 @@ def serve(spec: ReplicaSpec) -> int:
             redis_url=spec.redis_url,
             open_engine=open_engine,
             max_streams=spec.options.max_streams,
+            drain_s=spec.drain_s,
         )
         worker.work()
     except Exception:

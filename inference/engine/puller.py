@@ -14,7 +14,7 @@ from inference.engine import rqkeys, scripts
 from inference.engine.bookkeeper import Bookkeeper
 from inference.engine.inhand import InHand, Pulled
 from inference.engine.links import REDIS_TROUBLE, Patience
-from inference.protocol import bell_key
+from inference.protocol import bell_key, fence_key
 
 MAX_JOBS_A_PULL = 128
 # A stock RQ enqueue does not ring the bell, so the queues are looked at this often anyway.
@@ -32,6 +32,7 @@ class Puller:
         self,
         connection: redis.asyncio.Redis,
         *,
+        replica: str,
         worker: str,
         deployment: str,
         inhand: InHand,
@@ -48,6 +49,7 @@ class Puller:
             self._bell,
             rqkeys.worker_key(worker),
             self._executions_key,
+            fence_key(replica),
         ]
         self._script = connection.register_script(scripts.source("pull"))
         self._inhand = inhand

@@ -13,9 +13,10 @@ import redis.asyncio
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from inference.engine import rqkeys
+from inference.engine.fence import leave
 from inference.engine.inhand import InHand
 from inference.engine.links import REDIS_TROUBLE, Patience
-from inference.protocol import GATEWAYS, HEARTBEAT_S, STALE_AFTER_S, ReplicaBeat, beat_key
+from inference.protocol import GATEWAYS, HEARTBEAT_S, STALE_AFTER_S, ReplicaBeat, beat_key, fence_key
 
 WORKER_TTL_S = 90
 EXECUTIONS_EVERY_S = 15.0
@@ -62,12 +63,15 @@ class Pulse:
         beat = self._read_beat(now)
         beat.rss_bytes = self._process.memory_info().rss
         pipeline = self._connection.pipeline(transaction=False)
+        pipeline.exists(fence_key(beat.replica))
         pipeline.set(beat_key(beat.replica), msgspec.json.encode(beat), px=int(STALE_AFTER_S * 1000))
         self._refresh_worker(pipeline, now)
         if now >= self._executions_due:
             self._refresh_executions(pipeline, now)
             self._executions_due = now + EXECUTIONS_EVERY_S
-        await pipeline.execute()
+        fenced, *_ = await pipeline.execute()
+        if fenced:
+            leave(beat.replica)
         await self._layer.group_send(GATEWAYS, {"type": "replica.beat", **msgspec.structs.asdict(beat)})
 
     def _refresh_worker(self, pipeline: redis.asyncio.client.Pipeline, now: float) -> None:

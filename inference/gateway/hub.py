@@ -61,6 +61,8 @@ class Hub:
 
     def _events(self, message: dict[str, Any], now: float) -> None:
         replica = message["replica"]
+        if self._live.is_fenced(replica):
+            return
         flights = self._flights
         for event in message["events"]:
             flight = flights.get(event[0])

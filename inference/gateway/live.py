@@ -28,6 +28,8 @@ class LiveState:
         self._columns: LiveColumns | None = None
         self._news = asyncio.Event()
         self._settled = False
+        # By replica, in order of age: what was given up does not come back, whatever it still says.
+        self._fenced: dict[str, None] = {}
 
     @property
     def settled(self) -> bool:
@@ -67,6 +69,8 @@ class LiveState:
         except msgspec.ValidationError as error:
             log.warning("a replica's beat is malformed: %s", error)
             return
+        if beat.replica in self._fenced:
+            return
         if beat.replica not in self._beats and len(self._beats) >= MAX_REPLICAS:
             log.error("more than %d replicas send beats; %s is ignored", MAX_REPLICAS, beat.replica)
             return
@@ -75,7 +79,17 @@ class LiveState:
         self._news.set()
 
     def lost(self, replica: str) -> None:
-        """A ``replica.lost`` arrived: its node saw it die."""
+        """A ``replica.lost`` arrived: its node saw it die, or it was given up with its node."""
+        self._fenced[replica] = None
+        if len(self._fenced) > MAX_REPLICAS:
+            del self._fenced[next(iter(self._fenced))]
+        self._forget(replica)
+
+    def is_fenced(self, replica: str) -> bool:
+        """Whether what this replica says is to be ignored."""
+        return replica in self._fenced
+
+    def _forget(self, replica: str) -> None:
         gone = self._beats.pop(replica, None)
         if gone is not None:
             self._sum_up(gone[0].deployment)
@@ -84,7 +98,7 @@ class LiveState:
         """Forget replicas that have not been heard of for STALE_AFTER_S."""
         for replica, (_, heard_at) in list(self._beats.items()):
             if now - heard_at > STALE_AFTER_S:
-                self.lost(replica)
+                self._forget(replica)
 
     def alive(self, replica: str) -> bool:
         """Whether a replica is heard of."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import uuid
+from collections import deque
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 import redis
 from django.conf import settings
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from inference.calibration import observe_growth, observe_load
@@ -20,26 +23,41 @@ from inference.node.checks import answer_checks
 from inference.node.devices import abilities_of, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
-from inference.notify import connection, tell_gateways, wake_controller
+from inference.notify import connection, fence, tell_gateways, wake_controller
 from inference.protocol import ReplicaBeat, ReplicaSpec, beat_key
 from registry.fetch.fetcher import in_words
 from registry.revision import current
 
 log = logging.getLogger(__name__)
 
-DRAIN_GRACE_S = 30.0
-HEARD_EVERY_S = 2.0
+# An engine that was told to drain ends by itself; so much later it is killed.
+KILL_AFTER_DRAIN_S = 5.0
+REPORT_EVERY_S = 2.0
+
+
+class NodeReplaced(Exception):
+    """Another process speaks for this node now."""
 
 
 class NodeAgent:
-    """Owns the supervisor; every `tick` compares rows with processes once."""
+    """Owns the supervisor; every `tick` compares rows with processes once.
+
+    Rows are written by compare-and-set: a replica that was given up (its node's lease had expired) stays so,
+    whatever its node finds out later, and its process is ended.
+    """
 
     def __init__(self, name: str, supervisor: ReplicaSupervisor) -> None:
         self.supervisor = supervisor
         self.log_dir = Path(settings.DATA_DIR) / "logs" / "replicas"
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        self.node = Node.objects.update_or_create(name=name, defaults={"last_seen": timezone.now()})[0]
+        self.epoch = uuid.uuid4()
+        self.reported_at = timezone.now()
+        fresh = {"last_seen": self.reported_at, "epoch": self.epoch, "leaving": False}
+        self.node = Node.objects.update_or_create(name=name, defaults=fresh)[0]
+        self.leaving = False
         self.stopping: set[str] = set()
+        # Reaped and not yet written down: the database may be away.
+        self.ended: deque[ReplicaExit] = deque()
         self.files = ReplicaFiles()
         self._record_devices()
         self._bury_predecessors()
@@ -60,39 +78,67 @@ class NodeAgent:
         self.node.devices.exclude(name__in=[device.name for device in found]).delete()
 
     def _bury_predecessors(self) -> None:
-        """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead."""
+        """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead.
+
+        Or that node only seemed to be: then its engines find the fence.
+        """
         for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
             if replica.pid is not None:
                 self._release_jobs(str(replica.pk), replica.pid, "the node was restarted")
+            fence(str(replica.pk))
             self._end(replica, ReplicaState.FAILED, "the node was restarted", superseded=True)
         # A node that starts anew may well load what the one before it could not.
         Replica.objects.filter(device__node=self.node, state=ReplicaState.FAILED).update(superseded=True)
 
     def tick(self) -> bool:
         """One comparison. True while something is loading, so that the caller looks again soon."""
-        for ended in self.supervisor.poll():
-            self._on_exit(ended)
+        self.ended += self.supervisor.poll()
+        while self.ended:
+            self._on_exit(self.ended[0])
+            self.ended.popleft()
         now = timezone.now()
-        heard = self.node.last_seen is None or (now - self.node.last_seen).total_seconds() >= HEARD_EVERY_S
-        if heard:
-            self.node.last_seen = now
-            self.node.template_ready = self.supervisor.template_ready
-            self.node.revision = current()
-            self.node.save(update_fields=["last_seen", "template_ready", "revision"])
-        answer_checks(self.node.name, self.supervisor)
+        reported = self._report(now)
+        if not self.leaving:
+            answer_checks(self.node.name, self.supervisor)
         loading = False
-        rows = Replica.objects.filter(device__node=self.node, state__in=ALIVE)
-        for replica in rows.select_related("deployment__version__model", "device", "observation"):
-            if replica.stop_requested:
+        rows = list(
+            Replica.objects.filter(device__node=self.node, state__in=ALIVE).select_related(
+                "deployment__version__model", "device", "observation"
+            )
+        )
+        self._kill_strays({str(row.pk) for row in rows})
+        there = set(self.supervisor.replicas)
+        for replica in rows:
+            if replica.state != ReplicaState.PENDING and str(replica.pk) not in there:
+                self._end(replica, ReplicaState.FAILED, "its process is gone", superseded=True)
+            elif replica.stop_requested or self.leaving:
                 self._stop(replica)
             elif replica.state == ReplicaState.PENDING:
                 self._start(replica)
                 loading = True
             elif replica.state == ReplicaState.LOADING:
                 loading = not self._promote_if_ready(replica, now) or loading
-            elif replica.state == ReplicaState.READY and heard:
+            elif replica.state == ReplicaState.READY and reported:
                 self._watch_memory(replica)
         return loading or bool(self.stopping)
+
+    def _report(self, now: datetime) -> bool:
+        """Renew the lease now and then; NodeReplaced if it is another's."""
+        if (now - self.reported_at).total_seconds() < REPORT_EVERY_S:
+            return False
+        mine = Node.objects.filter(pk=self.node.pk, epoch=self.epoch)
+        if not mine.update(last_seen=now, template_ready=self.supervisor.template_ready, revision=current()):
+            raise NodeReplaced(
+                f"another process runs as node {self.node.name}; every node needs its own name"
+            )
+        self.reported_at = now
+        return True
+
+    def _kill_strays(self, wished: set[str]) -> None:
+        """Processes whose rows are closed: this node's lease had expired, and others took over."""
+        for replica in self.supervisor.replicas:
+            if replica not in wished:
+                self.supervisor.kill(replica, "it was given up while its node was not heard of")
 
     def _start(self, replica: Replica) -> None:
         key = str(replica.pk)
@@ -105,33 +151,44 @@ class NodeAgent:
         if folder is None:
             # They are on their way; the next tick looks again.
             return
+        if not self.supervisor.template_ready:
+            # Nobody waits for its imports: the other engines, and the lease, need this loop.
+            if self.supervisor.template_failure:
+                self._end(replica, ReplicaState.FAILED, self.supervisor.template_failure)
+            return
         path = self.log_dir / f"{replica.pk}.log"
         spec = ReplicaSpec(
-            replica=str(replica.pk),
+            replica=key,
             deployment=replica.deployment.name,
             served_id=replica.deployment.version.served_id,
             model_path=str(folder),
             redis_url=settings.REDIS_URL,
             options=engine_options(replica.deployment),
             log_path=str(path),
+            drain_s=settings.DRAIN_S,
         )
         try:
             pid = self.supervisor.start(spec)
         except OSError as error:
             self._end(replica, ReplicaState.FAILED, f"could not be started: {error}")
             return
-        Replica.objects.filter(pk=replica.pk).update(state=ReplicaState.LOADING, pid=pid, log_path=str(path))
+        claimed = self._row(replica, ReplicaState.PENDING).update(
+            state=ReplicaState.LOADING, pid=pid, log_path=str(path)
+        )
+        if not claimed:
+            self.supervisor.kill(key, "its row was closed, or taken by another process, while it was started")
         log.info("started %s as pid %s", replica, pid)
 
     def _promote_if_ready(self, replica: Replica, now: datetime) -> bool:
         beat = last_beat(str(replica.pk))
         if beat is None or beat.state != "ready":
             return False
-        Replica.objects.filter(pk=replica.pk, state=ReplicaState.LOADING).update(
+        promoted = self._row(replica, ReplicaState.LOADING).update(
             state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
         )
-        observe_load(replica, beat)
-        log.info("%s is ready", replica)
+        if promoted:
+            observe_load(replica, beat)
+            log.info("%s is ready", replica)
         return True
 
     def _watch_memory(self, replica: Replica) -> None:
@@ -144,10 +201,19 @@ class NodeAgent:
         key = str(replica.pk)
         if replica.state == ReplicaState.PENDING:
             self._end(replica, ReplicaState.STOPPED, "stopped before it was started")
-        elif key not in self.stopping:
-            self.stopping.add(key)
-            Replica.objects.filter(pk=replica.pk).update(state=ReplicaState.DRAINING)
-            self.supervisor.stop(key, DRAIN_GRACE_S)
+        elif replica.state != ReplicaState.DRAINING:
+            self._drain(key)
+            self._row(replica).update(state=ReplicaState.DRAINING)
+
+    def _row(self, replica: Replica, *states: str) -> QuerySet[Replica]:
+        """The replica's row, if it is in one of these states (else: alive) and this process speaks for its node."""
+        return Replica.objects.filter(
+            pk=replica.pk, state__in=states or ALIVE, device__node__epoch=self.epoch
+        )
+
+    def _drain(self, replica: str) -> None:
+        self.stopping.add(replica)
+        self.supervisor.stop(replica, settings.DRAIN_S + KILL_AFTER_DRAIN_S)
 
     def _on_exit(self, ended: ReplicaExit) -> None:
         replica = Replica.objects.select_related("deployment").filter(pk=ended.replica).first()
@@ -182,16 +248,24 @@ class NodeAgent:
         log_tail: str = "",
     ) -> None:
         self.files.release(str(replica.pk))
-        Replica.objects.filter(pk=replica.pk).update(
+        if not self._row(replica).update(
             state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
-        )
+        ):
+            log.warning("%s had been given up before this was known: %s", replica, reason)
         wake_controller()
 
-    def close(self) -> None:
-        """Drain every engine, then say in the rows that they ended."""
-        self.supervisor.close()
-        for replica in Replica.objects.filter(device__node=self.node, state__in=ALIVE):
-            self._end(replica, ReplicaState.STOPPED, "the node was stopped")
+    def leave(self) -> None:
+        """From now on nothing is started here, and every engine drains; tick until `is_empty`."""
+        self.leaving = True
+        # Drained whether or not the database answers.
+        for replica in self.supervisor.replicas:
+            self._drain(replica)
+        Node.objects.filter(pk=self.node.pk, epoch=self.epoch).update(leaving=True)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no engine and no news of one is left."""
+        return not self.supervisor.replicas and not self.ended
 
 
 def last_beat(replica: str) -> ReplicaBeat | None:

@@ -23,9 +23,7 @@ from inference.protocol import OptionsCheck, ReplicaBeat, ReplicaSpec
 log = logging.getLogger(__name__)
 
 TEMPLATE_TIMEOUT_S = 180.0
-# A step may be a long prefill; but an engine's heartbeat comes from a thread of its own.
-NO_STEP_AFTER_S = 120.0
-NO_BEAT_AFTER_S = 10.0
+FORK_TIMEOUT_S = 5.0
 LOG_TAIL_BYTES = 4000
 RESTART_TEMPLATE_AFTER_S = 1.0
 
@@ -54,13 +52,25 @@ class _Engine:
 class ReplicaSupervisor:
     """Owns the template process and the engines forked from it. Not thread-safe: one owner calls it."""
 
-    def __init__(self, *, beat: Callable[[str], ReplicaBeat | None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        beat: Callable[[str], ReplicaBeat | None] | None = None,
+        stuck_after_s: float = 120.0,
+        silent_after_s: float = 10.0,
+    ) -> None:
         """`beat` reads a replica's last heartbeat, for the progress watchdog; None switches the watchdog off.
 
-        It raises ConnectionError when heartbeats cannot be read: nothing is concluded from that.
+        It raises ConnectionError when heartbeats cannot be read: nothing is concluded from that. An engine that has
+        requests and makes no step for `stuck_after_s` hangs (one step may be a long prefill), and so does one whose
+        heartbeat, which comes from a thread of its own, is missing for `silent_after_s`.
         """
         become_subreaper()
         self._beat = beat
+        self._stuck_after_s = stuck_after_s
+        self._silent_after_s = silent_after_s
+        # Why there is no template: it ended before it was ready.
+        self.template_failure = ""
         self._engines: dict[str, _Engine] = {}
         self._checkers: list[int] = []
         self._template: subprocess.Popen[bytes] | None = None
@@ -75,6 +85,11 @@ class ReplicaSupervisor:
         if not self._ready and self._channel is not None:
             self._wait_for_template(0.0)
         return self._ready
+
+    @property
+    def replicas(self) -> list[str]:
+        """The replicas whose processes are there."""
+        return list(self._engines)
 
     def start(self, spec: ReplicaSpec) -> int:
         """Fork one engine; its pid. Waits for a template that is still importing. OSError says why it failed."""
@@ -94,7 +109,7 @@ class ReplicaSupervisor:
         assert self._channel is not None
         try:
             self._channel.send(msgspec.json.encode(asked))
-            self._channel.settimeout(10.0)
+            self._channel.settimeout(FORK_TIMEOUT_S)
             answer = self._channel.recv(MAX_PACKET_BYTES)
         except OSError:
             self._drop_template()
@@ -111,6 +126,12 @@ class ReplicaSupervisor:
             return
         engine.kill_at = time.monotonic() + grace_s
         _signal(engine.pid, signal.SIGTERM)
+
+    def kill(self, replica: str, why: str) -> None:
+        """End an engine now; the next polls report it."""
+        engine = self._engines.get(replica)
+        if engine is not None:
+            self._kill(engine, why)
 
     def poll(self) -> list[ReplicaExit]:
         """Reap what ended, kill what outlived its grace or hangs, keep a template at hand. Call it often."""
@@ -167,13 +188,13 @@ class ReplicaSupervisor:
         if beat is None:
             if engine.steps < 0:
                 engine.progress_at = now  # it has not beaten yet: still starting
-            elif now - engine.progress_at > NO_BEAT_AFTER_S:
-                self._kill(engine, f"no heartbeat for {NO_BEAT_AFTER_S:.0f} s")
+            elif now - engine.progress_at > self._silent_after_s:
+                self._kill(engine, f"no heartbeat for {self._silent_after_s:.0f} s")
         elif beat.running == 0 or beat.steps != engine.steps:
             engine.steps = beat.steps
             engine.progress_at = now
-        elif now - engine.progress_at > NO_STEP_AFTER_S:
-            self._kill(engine, f"no engine step for {NO_STEP_AFTER_S:.0f} s")
+        elif now - engine.progress_at > self._stuck_after_s:
+            self._kill(engine, f"no engine step for {self._stuck_after_s:.0f} s")
 
     def _kill(self, engine: _Engine, why: str) -> None:
         engine.killed_because = engine.killed_because or why
@@ -205,13 +226,19 @@ class ReplicaSupervisor:
             return False
         except OSError as error:
             log.warning("engine template: %s", error)
-        if not self._ready:
+        if self._ready:
+            self.template_failure = ""
+        else:
             self._drop_template()
+            self.template_failure = "the engine template ended before it was ready; see the node's log"
+            self._restart_at = time.monotonic() + RESTART_TEMPLATE_AFTER_S
         return self._ready
 
     def _keep_template(self, now: float) -> None:
         if self._template is not None and self._template.poll() is not None:
             log.error("the engine template ended with %s", self._template.returncode)
+            if not self._ready:
+                self.template_failure = f"the engine template ended with {self._template.returncode}"
             self._drop_template()
             self._restart_at = now + RESTART_TEMPLATE_AFTER_S
         if self._template is None and now >= self._restart_at:
@@ -252,6 +279,8 @@ def _signal_group(pid: int, number: int) -> None:
 def _reason(code: int, engine: _Engine, tail: str) -> str:
     if engine.killed_because:
         return f"killed: {engine.killed_because}"
+    if code == -signal.SIGKILL:
+        return "ended by signal SIGKILL: somebody's, or the kernel was out of memory"
     if code < 0:
         return f"ended by signal {signal.Signals(-code).name}"
     if code == 0:

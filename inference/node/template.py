@@ -19,6 +19,7 @@ from typing import NoReturn
 import msgspec
 
 from inference.engine import environment
+from inference.engine.choice import engine_class, is_vllm
 from inference.node.devices import local_devices
 from inference.node.prctl import die_with_parent
 from inference.protocol import OptionsCheck, ReplicaSpec
@@ -27,12 +28,10 @@ READY = b"ready"
 MAX_PACKET_BYTES = 1 << 20
 
 
+OURS = ("inference.engine.check", "inference.engine.main", "inference.engine.worker")
 # What an engine imports between its fork and its first token, beside vLLM's front: found with -X importtime.
 EVERYWHERE = (
-    "inference.engine.check",
-    "inference.engine.main",
     "inference.engine.adapter",
-    "inference.engine.worker",
     "transformers.models.llama.modeling_llama",
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
@@ -52,8 +51,10 @@ ON_CPU = (
 
 def warm(*, on_cpu: bool) -> None:
     """Import what every engine needs; on CUDA nothing here may initialise the device."""
-    for name in (*EVERYWHERE, *(ON_CPU if on_cpu else ())):
+    vllm = (*EVERYWHERE, *(ON_CPU if on_cpu else ()))
+    for name in (*OURS, *(vllm if is_vllm() else ())):
         importlib.import_module(name)
+    engine_class()
 
 
 def run(channel: socket.socket) -> None:

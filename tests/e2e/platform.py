@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,30 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
         if time.monotonic() > until:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(0.05)
+
+
+class SecondNode:
+    """A node beside the platform's own."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+
+    def engines(self) -> list[psutil.Process]:
+        """Its living engine processes."""
+        if self.process.poll() is not None:
+            return []
+        return [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if child.status() != psutil.STATUS_ZOMBIE and "mmserve engine" in " ".join(child.cmdline())
+        ]
+
+    def kill(self) -> None:
+        """Gone, whatever it was doing; its engines with it."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
 
 
 class Platform:
@@ -120,6 +146,24 @@ class Platform:
     def engine(self, model: str) -> psutil.Process:
         """The model's engine process."""
         return wait_until(lambda: self.processes(f"mmserve engine {model}@"), 60, f"engine of {model}")[0]
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What the platform's own SQLite says."""
+        with closing(sqlite3.connect(self.data_dir / "mmserve.sqlite3", timeout=20)) as database:
+            return database.execute(query, values).fetchall()
+
+    def start_node(self, name: str, **environment: str) -> SecondNode:
+        """One more `manage.py node`, as on another machine."""
+        log = (self.data_dir.parent / f"node-{name}.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "manage.py"), "node", "--name", name],
+            env={**self.environment, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.close()
+        return SecondNode(name, process)
 
     def stream(self, body: dict[str, Any], path: str = "/v1/completions") -> Any:
         return self.http.stream("POST", path, json={**body, "stream": True})

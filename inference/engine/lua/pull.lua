@@ -1,15 +1,18 @@
 -- Move waiting jobs to started, in the order of the queues, all in one step: none is lost between.
 -- Strict by class, but for aging: where the first job of a lower class has waited since before ARGV[7], it goes
 -- before the others, one in every fourth pull. So low is slow, and never starved.
--- KEYS: the queues' lists, then the bell, then the worker's hash and the set of its executions
+-- KEYS: the queues' lists, then the bell, then the worker's hash and the set of its executions, then the fence:
+-- a replica that was given up gets nothing more
 -- ARGV: most jobs, worker name, now (ISO), now (unix), execution ttl (s), execution id prefix, aged before (ISO),
 --       queue names...
 -- Returns {waiting jobs left, {job id, queue name, execution id, data, enqueued_at}, ...}
 local most, worker, stamp, now = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
 local ttl, prefix = tonumber(ARGV[5]), ARGV[6]
-local queues = #KEYS - 3
+local queues = #KEYS - 4
 local bell, worker_key, executions_key = KEYS[queues + 1], KEYS[queues + 2], KEYS[queues + 3]
 local found, left = {0}, 0
+
+if redis.call('EXISTS', KEYS[queues + 4]) == 1 then return found end
 
 local function take(index, upto)
   local list, name = KEYS[index], ARGV[7 + index]

@@ -9,9 +9,11 @@ import uuid
 from typing import Any
 
 import redis
+from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 
+from inference.leases import NodeLeases
 from inference.notify import connection
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
@@ -47,6 +49,7 @@ class Command(BaseCommand):
         lease = client.register_script(LEASE_LUA)
         pubsub = client.pubsub(ignore_subscribe_messages=True)
         swapper = Swapper()
+        leases = NodeLeases(settings.NODE_LEASE_S)
         subscribed = False
         while not stop.is_set():
             try:
@@ -55,7 +58,7 @@ class Command(BaseCommand):
                     subscribed = True
                 if lease(keys=[LEASE_KEY], args=[me, LEASE_MS]):
                     close_old_connections()
-                    reconcile(swapper)
+                    reconcile(swapper, leases)
                 pubsub.get_message(timeout=TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)

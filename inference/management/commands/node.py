@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from typing import Any
 
 import redis
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, close_old_connections
 
-from inference.node.agent import NodeAgent, watched_beat
+from inference.node.agent import NodeAgent, NodeReplaced, watched_beat
 from inference.node.supervisor import ReplicaSupervisor
 from inference.notify import connection
 from inference.protocol import node_channel
@@ -21,6 +22,8 @@ log = logging.getLogger("node")
 
 TICK_S = 1.0
 BUSY_TICK_S = 0.1
+# After the drain's deadline: to reap, and to write down what ended.
+LAST_WORDS_S = 10.0
 
 
 class Command(BaseCommand):
@@ -33,26 +36,36 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        supervisor = ReplicaSupervisor(beat=watched_beat)
+        supervisor = ReplicaSupervisor(
+            beat=watched_beat,
+            stuck_after_s=settings.ENGINE_STUCK_S,
+            silent_after_s=settings.ENGINE_SILENT_S,
+        )
         try:
             agent = NodeAgent(options["name"], supervisor)
             self._run(agent, options["name"], stop)
-            agent.close()
+        except NodeReplaced as error:
+            raise CommandError(str(error)) from error
         finally:
-            supervisor.close()
+            supervisor.close(grace_s=0.0)
 
     def _run(self, agent: NodeAgent, name: str, stop: threading.Event) -> None:
+        """Until the stop is asked for and every engine has drained: the lease is renewed meanwhile."""
         pubsub = connection().pubsub(ignore_subscribe_messages=True)
         subscribed = False
-        while not stop.is_set():
+        give_up_at = float("inf")
+        while not (agent.leaving and agent.is_empty) and time.monotonic() < give_up_at:
             busy = True
             try:
                 close_old_connections()
+                if stop.is_set() and not agent.leaving:
+                    give_up_at = time.monotonic() + settings.DRAIN_S + LAST_WORDS_S
+                    agent.leave()
                 busy = agent.tick()
             except DatabaseError as error:
                 # Engines go on without the database; only changes wait for it.
                 log.warning("database: %s", error)
-                stop.wait(TICK_S)
+                time.sleep(BUSY_TICK_S if stop.is_set() else TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)
             try:
@@ -63,4 +76,4 @@ class Command(BaseCommand):
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)
                 subscribed = False
-                stop.wait(TICK_S)
+                time.sleep(BUSY_TICK_S if stop.is_set() else TICK_S)

@@ -82,7 +82,7 @@ class Command(BaseCommand):
         credentials = ensure_credentials()
         daphne = shutil.which("daphne", path=str(Path(sys.executable).parent)) or "daphne"
         group.start(Child("controller", [*manage, "controller"]))
-        group.start(Child("node", [*manage, "node"], grace_s=45.0))
+        group.start(Child("node", [*manage, "node"], grace_s=settings.DRAIN_S + 15.0))
         group.start(Child("ops", [*manage, "rqworker", "ops"]))
         bind = ["-b", settings.HOST, "-p", str(settings.PORT)]
         group.start(

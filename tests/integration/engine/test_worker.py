@@ -15,8 +15,9 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from rq.results import Result
 
 from inference.engine import rqkeys, scripts
+from inference.engine.fence import EXIT_FENCED
 from inference.engine.release import release_abandoned, release_dead_worker
-from inference.protocol import ACCEPTED, DONE, ERROR, bell_key, control_channel, gateway_key
+from inference.protocol import ACCEPTED, DONE, ERROR, bell_key, control_channel, fence_key, gateway_key
 from tests.integration.engine.conftest import REAL
 from tests.integration.engine.gateway import TestGateway, poll
 
@@ -295,6 +296,7 @@ async def test_a_pull_whose_reply_was_lost_is_taken_over(worker: StartWorker, ga
     )
     connection.lrem("rq:queue:stub.normal", 0, "lost")
     keys = ["rq:queue:elsewhere", bell_key("x"), rqkeys.worker_key(name), rqkeys.worker_executions_key(name)]
+    keys.append(fence_key("r1"))
     aged = rqkeys.stamp(0.0)
     args = [1, name, rqkeys.stamp(time.time()), time.time(), 90, "f" * 24, aged, "stub.normal"]
     assert len(connection.register_script(scripts.source("pull"))(keys=keys, args=args)) in (1, 2)
@@ -344,3 +346,17 @@ async def test_redis_memory_stays_bounded(worker: StartWorker, gateway: TestGate
         "rq:finished:stub.normal",
         *(f"rq:workers:stub.{priority}" for priority in ("high", "normal", "low")),
     }
+
+
+async def test_a_replica_that_was_given_up_gets_no_job_and_ends_itself(
+    worker: StartWorker, gateway: TestGateway
+) -> None:
+    process = await worker()
+    process.send_signal(signal.SIGSTOP)
+    gateway.connection.set(fence_key("r1"), b"")
+    waiting = gateway.submit(sampling={"max_tokens": 2})
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(20) == EXIT_FENCED
+    assert gateway.queue().job_ids == [waiting]
+    await worker("r2")
+    assert (await gateway.ended(waiting))[-1][2] == DONE

@@ -43,3 +43,15 @@ def test_a_malformed_beat_is_ignored():
     live = LiveState()
     live.beat({"replica": "a", "running": "many"}, 0.0)
     assert not live.loads
+
+
+def test_what_was_given_up_does_not_come_back_whatever_it_still_says():
+    live = LiveState()
+    live.beat(beat(), 0.0)
+    live.lost("a")
+    live.beat(beat(), 1.0)
+    assert not live.alive("a")
+    assert live.is_fenced("a")
+    live.beat(beat("b"), 1.0)
+    live.prune(STALE_AFTER_S + 1.1)
+    assert not live.is_fenced("b"), "one that was only silent may come back"

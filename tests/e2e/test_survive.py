@@ -1,0 +1,220 @@
+"""What may die or freeze, one after another: no request is lost, and the memory comes back.
+
+Everything is real but the engine, which counts (tests/counting_engine.py); test_promises.py does the like with vLLM.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.counting_engine import counted
+from tests.e2e.conftest import expect
+from tests.e2e.platform import Platform, SecondNode, wait_until
+from tests.e2e.reader import Reader
+
+pytestmark = pytest.mark.timeout(120)
+
+TOKENS = 600
+BODY = {"model": "count", "prompt": "one two", "temperature": 0, "max_tokens": TOKENS}
+ALIVE = "('pending', 'loading', 'ready', 'draining')"
+
+
+@pytest.fixture
+def second(counting: Platform) -> Iterator[SecondNode]:
+    """A second node, each of both with one replica of ``count``."""
+    _unload(counting)
+    heard = _heard_of(counting, "second")
+    node = counting.start_node("second")
+    try:
+        wait_until(lambda: _heard_of(counting, "second") != heard, 30, "the second node is heard of")
+        expect(counting.http.post("/v1/models/count/load", json={"replicas": 2}), 202)
+        wait_until(lambda: _places(counting) == ["first", "second"], 40, "both nodes serve")
+        wait_until(lambda: _ready(counting) == 2, 40, "both replicas are ready")
+        yield node
+    finally:
+        node.kill()
+
+
+@pytest.fixture
+def one(counting: Platform) -> Platform:
+    """One replica, on the platform's own node."""
+    expect(counting.http.post("/v1/models/count/load", json={"replicas": 1}), 202)
+    wait_until(lambda: _places(counting) == ["first"] and _ready(counting) == 1, 40, "one replica serves")
+    counting.wait_ready("count")
+    return counting
+
+
+@pytest.mark.parametrize("frozen", ["the whole machine", "only its node"])
+def test_a_node_that_freezes_is_replaced_and_refused_when_it_comes_back(
+    counting: Platform, second: SecondNode, frozen: str
+) -> None:
+    readers = _readers_on_both(counting)
+    [engine] = second.engines()
+    lost = _replicas_on(counting, "second")
+    if frozen == "the whole machine":
+        engine.suspend()
+    psutil.Process(second.process.pid).suspend()
+
+    wait_until(lambda: _places(counting) == ["first", "first"], 40, "the lost replica is placed anew")
+    if frozen == "the whole machine":
+        # Its engine wakes before its node does, and has never heard that it was given up.
+        engine.resume()
+    wait_until(lambda: not _lives(engine), 20, "the engine that was given up ends by itself")
+    for reader in readers:
+        reader.finished()
+        assert (reader.error, reader.text) == (None, counted(TOKENS))
+
+    heard = _heard_of(counting, "second")
+    psutil.Process(second.process.pid).resume()
+    wait_until(lambda: _heard_of(counting, "second") != heard, 20, "the node is heard of again")
+    wait_until(lambda: not psutil.pid_exists(engine.pid), 20, "the node has buried its engine")
+    [(state, reason, reserved)] = counting.rows(
+        "SELECT state, reason, (SELECT count(*) FROM inference_replica r JOIN inference_device d ON d.id = r.device_id "
+        f"JOIN inference_node n ON n.id = d.node_id WHERE n.name = 'second' AND r.state IN {ALIVE}) "
+        "FROM inference_replica WHERE id = ?",
+        *lost,
+    )
+    assert (state, reserved) == ("failed", 0)
+    assert reason.startswith("node second has not reported since"), (
+        "a late message has changed what was decided"
+    )
+    _books_balance(counting, second)
+
+
+def test_a_node_that_is_asked_to_stop_drains_and_ends_with_0(counting: Platform, second: SecondNode) -> None:
+    readers = _readers_on_both(counting)
+    engines = second.engines()
+    second.process.send_signal(signal.SIGTERM)
+    assert second.process.wait(60) == 0
+    assert not [engine for engine in engines if psutil.pid_exists(engine.pid)]
+    for reader in readers:
+        reader.finished()
+        assert (reader.error, reader.text) == (None, counted(TOKENS))
+    wait_until(lambda: _places(counting) == ["first", "first"], 40, "its replica is placed anew")
+    states = counting.rows(
+        "SELECT r.state, r.reason FROM inference_replica r JOIN inference_device d ON d.id = r.device_id "
+        "JOIN inference_node n ON n.id = d.node_id WHERE n.name = 'second' ORDER BY r.created_at DESC LIMIT 1"
+    )
+    assert states == [("stopped", "drained")]
+    wait_until(lambda: _ready(counting) == 2, 30, "both replicas are ready")
+    _books_balance(counting, second)
+
+
+def test_of_two_nodes_of_one_name_the_older_one_ends_with_its_engines(
+    counting: Platform, second: SecondNode
+) -> None:
+    [engine] = second.engines()
+    namesake = counting.start_node("second")
+    try:
+        assert second.process.wait(30) == 1
+        wait_until(lambda: not psutil.pid_exists(engine.pid), 10, "its engine is gone")
+        wait_until(lambda: _ready(counting) == 2, 40, "both replicas are ready again")
+        _books_balance(counting, SecondNode("second", namesake.process))
+    finally:
+        namesake.kill()
+
+
+def test_an_engine_that_hangs_while_its_heart_beats_is_found_by_its_lack_of_progress(one: Platform) -> None:
+    reader = Reader(one, BODY)
+    wait_until(lambda: reader.chunks >= 5, 30, "the stream runs")
+    engine = one.engine("count")
+    engine.send_signal(signal.SIGUSR1)
+    reader.finished()
+    assert (reader.error, reader.text) == (None, counted(TOKENS))
+    assert not psutil.pid_exists(engine.pid)
+    [(reason,)] = one.rows("SELECT reason FROM inference_replica WHERE pid = ?", engine.pid)
+    assert reason == "killed: no engine step for 3 s"
+    _books_balance(one)
+
+
+@pytest.mark.parametrize("trouble", ["dies before", "dies during", "freezes during"])
+def test_a_template_that_dies_or_freezes_around_a_fork_is_replaced_and_the_load_succeeds(
+    one: Platform, trouble: str
+) -> None:
+    _unload(one)
+    [template] = one.processes("inference.node.template")
+    if trouble == "dies before":
+        template.kill()
+    else:
+        template.suspend()
+    expect(one.http.post("/v1/models/count/load", json={}), 202)
+    wait_until(lambda: _knows_the_wish(one), 10, "the gateway holds requests for it")
+    held = Reader(one, BODY)
+    if trouble == "dies during":
+        wait_until(lambda: _places(one) == ["first"], 20, "the load is with the node")
+        template.kill()
+    held.finished()
+    assert (held.error, held.text) == (None, counted(TOKENS))
+    assert [process.pid for process in one.processes("inference.node.template")] != [template.pid]
+    _books_balance(one)
+
+
+def _unload(platform: Platform) -> None:
+    if _places(platform):
+        expect(platform.http.post("/v1/models/count/unload", json={}), 202)
+    wait_until(lambda: _places(platform) == [], 40, "it is unloaded")
+
+
+def _knows_the_wish(platform: Platform) -> bool:
+    return "not loaded" not in platform.http.post("/v1/routing/explain", json=BODY).text
+
+
+def _readers_on_both(platform: Platform) -> list[Reader]:
+    """Enough streams that both replicas have some."""
+    readers = [Reader(platform, BODY) for _ in range(12)]
+    wait_until(lambda: all(reader.chunks >= 5 for reader in readers), 30, "the streams run")
+    return readers
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _heard_of(platform: Platform, node: str) -> str | None:
+    found = platform.rows("SELECT last_seen FROM inference_node WHERE name = ? AND NOT leaving", node)
+    return found[0][0] if found else None
+
+
+def _places(platform: Platform) -> list[str]:
+    """The nodes of the replicas that are up or on their way."""
+    rows = platform.rows(
+        "SELECT n.name FROM inference_replica r JOIN inference_device d ON d.id = r.device_id "
+        f"JOIN inference_node n ON n.id = d.node_id WHERE r.state IN {ALIVE} ORDER BY n.name"
+    )
+    return [name for (name,) in rows]
+
+
+def _replicas_on(platform: Platform, node: str) -> list[str]:
+    rows = platform.rows(
+        "SELECT r.id FROM inference_replica r JOIN inference_device d ON d.id = r.device_id "
+        f"JOIN inference_node n ON n.id = d.node_id WHERE r.state IN {ALIVE} AND n.name = ?",
+        node,
+    )
+    return [replica for (replica,) in rows]
+
+
+def _ready(platform: Platform) -> int:
+    return int(platform.rows("SELECT count(*) FROM inference_replica WHERE state = 'ready'")[0][0])
+
+
+def _books_balance(platform: Platform, *others: SecondNode) -> None:
+    """Memory is reserved for the engines that live, for no others, and for each once."""
+
+    def booked() -> list[int]:
+        rows = platform.rows(f"SELECT coalesce(pid, 0) FROM inference_replica WHERE state IN {ALIVE}")
+        return sorted(pid for (pid,) in rows)
+
+    def living() -> list[int]:
+        found = platform.processes("mmserve engine")
+        for node in others:
+            found += node.engines()
+        return sorted(process.pid for process in found)
+
+    try:
+        wait_until(lambda: booked() == living(), 30, "memory is reserved for the engines that live")
+    except AssertionError as error:
+        raise AssertionError(f"memory is reserved for {booked()}, and {living()} live") from error
