@@ -15,6 +15,7 @@ import pytest
 from tests.checkpoints import write_checkpoint
 from tests.conftest import start_redis
 from tests.e2e.platform import Platform, wait_until
+from tests.e2e.reader import GREEDY
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,15 @@ def breakable(
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(breakable: Platform) -> str:
+    """The greedy text that nothing disturbed."""
+    breakable.wait_ready("smol")
+    answer = breakable.http.post("/v1/completions", json=GREEDY)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
 
 
 def register_float32(platform: Platform, source: Path) -> None:

@@ -17,9 +17,12 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
+# States of replicas that have memory reserved, as SQL.
+ALIVE = "('pending', 'loading', 'ready', 'draining')"
 
 
 def free_port() -> int:
@@ -147,10 +150,31 @@ class Platform:
         """The model's engine process."""
         return wait_until(lambda: self.processes(f"mmserve engine {model}@"), 60, f"engine of {model}")[0]
 
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What the platform's own SQLite says."""
-        with closing(sqlite3.connect(self.data_dir / "mmserve.sqlite3", timeout=20)) as database:
-            return database.execute(query, values).fetchall()
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the platform's database says."""
+        if url := self.environment.get("DATABASE_URL"):
+            with psycopg.connect(url) as postgres:
+                return postgres.execute(query).fetchall()
+        with closing(sqlite3.connect(self.data_dir / "mmserve.sqlite3", timeout=20)) as sqlite:
+            return sqlite.execute(query).fetchall()
+
+    def books_balance(self, *others: SecondNode) -> None:
+        """Memory is reserved for the engines that live, for no others, and for each once."""
+
+        def booked() -> list[int]:
+            rows = self.rows(f"SELECT coalesce(pid, 0) FROM inference_replica WHERE state IN {ALIVE}")
+            return sorted(pid for (pid,) in rows)
+
+        def living() -> list[int]:
+            found = self.processes("mmserve engine")
+            for node in others:
+                found += node.engines()
+            return sorted(process.pid for process in found)
+
+        try:
+            wait_until(lambda: booked() == living(), 30, "memory is reserved for the engines that live")
+        except AssertionError as error:
+            raise AssertionError(f"memory is reserved for {booked()}, and {living()} live") from error
 
     def start_node(self, name: str, **environment: str) -> SecondNode:
         """One more `manage.py node`, as on another machine."""

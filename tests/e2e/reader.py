@@ -9,6 +9,15 @@ import httpx
 
 from tests.e2e.platform import Platform, sse
 
+# SmolLM2 in float32 as ``smol``: its greedy text does not depend on who else is in the batch.
+GREEDY = {
+    "model": "smol",
+    "prompt": "Once upon a time, in a village by the sea, there lived",
+    "temperature": 0,
+    "max_tokens": 120,
+    "ignore_eos": True,
+}
+
 
 class Reader(threading.Thread):
     """Reads one stream in the background; `text` is what has come, `error` what went wrong."""

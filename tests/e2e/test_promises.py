@@ -10,25 +10,13 @@ import pytest
 
 from tests.e2e.conftest import RealServers
 from tests.e2e.platform import Platform, sse, wait_until
-from tests.e2e.reader import Reader
-
-PROMPT = "Once upon a time, in a village by the sea, there lived"
-GREEDY = {"model": "smol", "prompt": PROMPT, "temperature": 0, "max_tokens": 120, "ignore_eos": True}
+from tests.e2e.reader import GREEDY, Reader
 
 
 @pytest.fixture(autouse=True)
 def _served(breakable: Platform) -> None:
     """Every test starts with a model that serves."""
     breakable.wait_ready("smol")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(breakable: Platform) -> str:
-    """The greedy text that nothing disturbed."""
-    breakable.wait_ready("smol")
-    answer = breakable.http.post("/v1/completions", json=GREEDY)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["choices"][0]["text"])
 
 
 def test_an_engine_killed_in_the_middle_of_a_text_is_continued_exactly(
@@ -120,6 +108,7 @@ def test_a_killed_node_takes_its_engines_along_and_comes_back(breakable: Platfor
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
     breakable.wait_ready("smol")
     assert breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 4}).status_code == 200
+    breakable.books_balance()
 
 
 def test_a_hung_engine_is_found_killed_and_replaced_and_its_requests_are_answered(
@@ -130,6 +119,7 @@ def test_a_hung_engine_is_found_killed_and_replaced_and_its_requests_are_answere
     answer = breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 8}, timeout=120)
     assert answer.status_code == 200, answer.text
     assert not hung.is_running()
+    breakable.books_balance()
 
 
 def _running(platform: Platform) -> int:
