@@ -15,7 +15,7 @@ from inference.engine.rqkeys import queue_key
 from inference.models import Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import ReplicaBeat, beat_key, queue_name
-from inference.reconcile import MAX_TRIES, give_up, reconcile
+from inference.reconcile import MAX_TRIES, give_up, reconcile, start_one
 from inference.status import statuses
 from inference.swapping import Swapper
 from mmserve.errors import InsufficientMemory
@@ -192,6 +192,15 @@ def test_an_idle_one_sleeps_after_its_time_and_wakes_when_asked(
     ask(a)
     reconcile(swapper)
     assert states()["a"] == (False, 1)
+
+
+def test_a_controller_whose_count_is_old_places_nothing_twice(make: Make) -> None:
+    a = make("a")
+    load(a)
+    a.refresh_from_db()
+    assert start_one(a)
+    assert not start_one(a), "another controller has placed it since this one counted"
+    assert Replica.objects.count() == 1
 
 
 def test_what_could_never_fit_is_refused_with_figures(make: Make) -> None:

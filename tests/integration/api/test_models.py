@@ -6,10 +6,13 @@ import datetime
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
+from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from inference.models import Deployment, Device, Node, Replica, ReplicaState
+from inference.reconcile import give_up
 from registry import actions
 from registry.models import Event, Model, ModelVersion, VersionState
 from tests.integration.api.conftest import make_ready
@@ -262,6 +265,28 @@ def test_a_deployments_options_change_by_patch(manager: APIClient, deployment: D
     for body, param in (({"max_streams": 0}, "max_streams"), ({"context_length": 65}, "context_length")):
         response = manager.patch(path, body, format="json")
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_why_a_deployment_was_given_up_is_told_with_the_last_lines_of_its_log(
+    manager: APIClient, deployment: Deployment, device: Device, client: Client, ada: User
+) -> None:
+    log = "loading weights\nRuntimeError: out of memory"
+    ended = {"ended_at": timezone.now(), "reason": "exited with code 70: RuntimeError: out of memory"}
+    replica(deployment, device, ReplicaState.FAILED, log_tail=log, **ended)
+    give_up(deployment, deployment.replica_set.first())
+
+    found = manager.get(f"/v1/registry/deployments/{deployment.pk}").json()
+    assert found["failure"].endswith("RuntimeError: out of memory")
+    assert found["log_tail"] == log
+    assert status_of(manager)["reason"] == found["failure"]
+    client.force_login(ada)
+    page = client.get(f"/admin/inference/deployment/{deployment.pk}/change/").content.decode()
+    assert "given up after 5 tries" in page
+    assert "loading weights" in page
+
+    # A new set of tries: what was is no news any more.
+    Replica.objects.update(superseded=True)
+    assert manager.get(f"/v1/registry/deployments/{deployment.pk}").json()["log_tail"] is None
 
 
 def test_created_is_the_models_own_time(reader: APIClient, ready: ModelVersion) -> None:
