@@ -10,12 +10,13 @@ from registry.revision import current
 from routing.core.cost import Prices
 from routing.core.scorer import assumed_quality
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
+from routing.experiments.table import experiment_entries
 from routing.spending import budget_entries
 
 
 @transaction.atomic
 def routing_table() -> RoutingTable:
-    """Read the whole table in five queries, however many rows there are."""
+    """Read the whole table in seven queries, however many rows there are."""
     revision = current()
     aliases = {}
     defaults = {}
@@ -33,6 +34,7 @@ def routing_table() -> RoutingTable:
         aliases=aliases,
         deployments=[_entry(row) for row in deployments],
         budgets=budget_entries(),
+        experiments=experiment_entries(),
     )
 
 

@@ -62,6 +62,13 @@ EXPLANATION = {
                 },
             },
         },
+        "assignments": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"experiment": {"type": "string"}, "arm": {"type": "string"}},
+            },
+        },
         "problems": {"type": "array", "items": {"type": "string"}},
         "revision": {"type": "integer"},
     },

@@ -28,6 +28,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
             }
             for one in found.candidates
         ],
+        "assignments": [{"experiment": one.experiment, "arm": one.arm} for one in found.assignments],
         "problems": list(found.problems),
         "revision": found.revision,
     }

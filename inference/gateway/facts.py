@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inference.gateway.auth import KeyGrant
 from inference.gateway.plan import Plan, estimate_tokens
 from routing.core.decision import RequestFacts
@@ -10,6 +12,15 @@ from routing.core.table import RoutingTable
 
 def facts_of(plan: Plan, decision_id: str, grant: KeyGrant, table: RoutingTable) -> RequestFacts:
     """All that a decision needs; what is dear to find out only where the candidates differ in it."""
+    units: dict[str, Any] = {}
+    if table.experiments:
+        units = {
+            "user": plan.user,
+            "session": plan.session,
+            "team": grant.team,
+            "language": plan.language,
+            "tags": plan.tags,
+        }
     return RequestFacts(
         decision_id=decision_id,
         model=plan.model,
@@ -20,4 +31,5 @@ def facts_of(plan: Plan, decision_id: str, grant: KeyGrant, table: RoutingTable)
         choices=plan.choices,
         deadline_s=plan.deadline_s,
         key=grant.id,
+        **units,
     )

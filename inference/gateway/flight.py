@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from inference.gateway.auth import KeyGrant
+from inference.gateway.declining import OPENING_CHARS
 from inference.gateway.ledger import Reservation
 from inference.gateway.plan import Plan
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest, queue_name
@@ -49,6 +50,7 @@ class Flight:
         "inquiries",
         "job_id",
         "missing",
+        "opening",
         "next_seq",
         "other_cost_nano",
         "over",
@@ -100,6 +102,7 @@ class Flight:
         self.reservations: list[Reservation] = []  # what is held of budgets until it is settled
         self.other_cost_nano = 0  # of attempts whose text the client does not get
         self.tokens: list[int] = []  # of the answer, all choices
+        self.opening: str | None = None  # of the answer's text, where an experiment wants it
         self._echoed: set[int] = set()
         self._waiter: asyncio.Future[None] | None = None
         self.begin_attempt()
@@ -121,6 +124,7 @@ class Flight:
     def forget_answer(self) -> None:
         """Nothing of the present attempt counts: the answer is made anew."""
         self.tokens.clear()
+        self.opening = None if self.opening is None else ""
         self._echoed.clear()
         self.first_token_at = None
         self.pending = []
@@ -148,6 +152,8 @@ class Flight:
                 if self.first_token_at is None:
                     self.first_token_at = now
                 self.tokens.extend(event[5])
+                if self.opening is not None and len(self.opening) < OPENING_CHARS:
+                    self.opening += event[4]
             if event[7] is not None:
                 self.finished_choices += 1
         elif kind == ACCEPTED:

@@ -24,8 +24,10 @@ from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
+from routing.core.assigner import assign_arm
 from routing.core.cost import Prices
-from routing.core.decision import Decision, RequestFacts, decide
+from routing.core.decision import Assigned, Decision, RequestFacts, decide, decide_among
+from routing.core.records import counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
     __slots__ = ("assignments", "decision", "facts", "flight", "most_cost_nano", "plan", "prices", "rates",
-                 "request_id", "route")  # fmt: skip
+                 "request_id", "route", "units")  # fmt: skip
 
     def __init__(
         self,
@@ -64,7 +66,9 @@ class Generation:
         self.prices = prices  # of the version that serves it
         self.most_cost_nano = most_cost_nano
         self.route = route_of(decision)
-        self.assignments: dict[str, str] = {}  # experiment to arm
+        self.assignments, self.units = exposures_of(decision)
+        if self.assignments:
+            flight.opening = ""
 
     @property
     def fallbacks(self) -> int:
@@ -81,6 +85,12 @@ class Generation:
 def route_of(decision: Decision) -> str:
     """The route that was asked for, or ""."""
     return decision.route or ""
+
+
+def exposures_of(decision: Decision) -> tuple[dict[str, str], dict[str, str]]:
+    """Arms and hashed units by experiment, as records have them."""
+    found = decision.assignments
+    return {one.experiment: one.arm for one in found}, {one.experiment: one.unit for one in found}
 
 
 def answer_id(generation: Generation) -> str:
@@ -120,7 +130,13 @@ class Generator:
 
     def _decide(self, facts: RequestFacts) -> Decision:
         table = self._table()
-        return decide(table, self._live.columns(table), facts)
+        live = self._live.columns(table)
+        decision = decide(table, live, facts, assign=assign_arm)
+        if not decision.chain and decision.assignments:
+            # The arm cannot serve: what was asked for does, and the unit stays in its arm.
+            fallback = Assigned(slate=table.slate(facts.model), assignments=decision.assignments)
+            return decide_among(table, live, facts, fallback)
+        return decision
 
     async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
@@ -249,7 +265,11 @@ class Generator:
             stream=plan.stream,
             attempts=0,
         )
-        self.refusals.count(record)
+        if decision.assignments and counts_for_its_arm(record):
+            record.assignments, record.units = exposures_of(decision)
+            self._admission.note(record)
+        else:
+            self.refusals.count(record)
         if self._log.wants(code):
             written = decision_record(grant, plan.endpoint, facts, decision, record)
             self._admission.note(decision_id=decision.id, decision=written)

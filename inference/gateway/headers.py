@@ -7,12 +7,15 @@ from collections.abc import Iterable
 
 from inference.gateway.admission import Rates
 from inference.gateway.generation import Generation
+from inference.gateway.plan import Plan
 from mmserve.errors import AuthenticationFailed, MmserveError
 from routing.core.cost import in_usd
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
 
+SESSION_HEADER = b"x-mmserve-session"
+MAX_SESSION_CHARS = 200
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
@@ -28,6 +31,17 @@ def request_id_of(headers: Iterable[Header]) -> bytes | None:
     """The caller's ``x-request-id``, when it is sane."""
     given = header(headers, b"x-request-id")
     return given if given is not None and _SANE_ID.fullmatch(given) else None
+
+
+def note_caller(plan: Plan, headers: Iterable[Header]) -> None:
+    """The session (``x-mmserve-session``) and the language of the request, as its headers name them."""
+    for name, value in headers:
+        if name == SESSION_HEADER:
+            plan.session = value[:MAX_SESSION_CHARS].decode("latin-1").strip()
+        elif name == b"content-language":
+            plan.language = (
+                value[:MAX_SESSION_CHARS].decode("latin-1").split("-")[0].split(",")[0].strip().lower()
+            )
 
 
 def rate_headers(rates: Rates | None) -> Headers:

@@ -17,7 +17,15 @@ from inference.gateway.chunks import Chunks, encode
 from inference.gateway.explain import explanation
 from inference.gateway.flight import GONE, Flight
 from inference.gateway.generation import CANCELLED, Generation, answer_id, new_id
-from inference.gateway.headers import Headers, cost_header, error_headers, header, rate_headers, request_id_of
+from inference.gateway.headers import (
+    Headers,
+    cost_header,
+    error_headers,
+    header,
+    note_caller,
+    rate_headers,
+    request_id_of,
+)
 from inference.gateway.plan import Plan
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
@@ -98,6 +106,7 @@ class Exchange:
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
                 plan = parse_either(body)
+                note_caller(plan, self._scope["headers"])
                 await self.reply(200, encode(explanation(generator.decide(plan, new_id(), grant))))
                 return
             await self._generate(self._plan(path, body), grant)
@@ -118,6 +127,7 @@ class Exchange:
             assert found is not None, "HotPath.owns() lets no other path through"
             plan = parse_either(body, found[1])
         self._endpoint = plan.endpoint
+        note_caller(plan, self._scope["headers"])
         return plan
 
     async def _body(self) -> bytes:

@@ -34,6 +34,11 @@ class Plan:
     echo: bool = False
     priority: str | None = None  # as it was asked for
     deadline_s: float | None = None
+    # Who asks, for experiments: the body's user and metadata, the headers' session and language.
+    user: str = ""
+    tags: frozenset[str] = frozenset()
+    session: str = ""
+    language: str = ""
 
     @property
     def choices(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from inference.gateway.declining import is_refusal
 from inference.gateway.flight import Flight
 from inference.gateway.plan import DEFAULT_RESERVED_OUTPUT, Plan, most_prompt_tokens
 from routing.core.cost import Prices
@@ -66,6 +67,8 @@ def record_of(generation: Generation, *, outcome: str, status: int, cost: int) -
         model=generation.plan.model,
         route=generation.route,
         assignments=generation.assignments,
+        units=generation.units,
+        refusal=flight.opening is not None and is_refusal(flight.opening),
         served_id=flight.deployment.served_id,
         deployment=flight.deployment.id,
         endpoint=generation.plan.endpoint,

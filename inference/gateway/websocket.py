@@ -18,6 +18,7 @@ from inference.gateway.bodies import parse
 from inference.gateway.chunks import Chunks, encode
 from inference.gateway.flight import GONE, Flight
 from inference.gateway.generation import CANCELLED, Generation, answer_id
+from inference.gateway.headers import note_caller
 from inference.gateway.http import Receive, Scope, Send
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
@@ -193,6 +194,7 @@ class Socket:
     async def _generate(self, frame: RequestFrame, running: _Running) -> None:
         grant = await authorize(self._runtime.authenticator, self._key, now=time.time())
         plan = parse(bytes(frame.body), frame.endpoint)
+        note_caller(plan, self._scope["headers"])
         generator = await self._runtime.ready()
         generation: Generation | None = None
         outcome, status = CANCELLED, metrics.CLIENT_GONE

@@ -153,6 +153,11 @@ def deadline_s_of(body: SharedFields) -> float | None:
     return None if body.deadline_ms is None else body.deadline_ms / 1000
 
 
+def tags_of(body: SharedFields) -> frozenset[str]:
+    """``metadata`` as words: what experiments may filter by."""
+    return frozenset(f"{name}={value}" for name, value in (body.metadata or {}).items())
+
+
 def set_json_schema(sampling: Sampling, schema: Any, param: str) -> None:
     """Constrain the answer to a JSON schema, given as an object or as its JSON text."""
     if isinstance(schema, str):

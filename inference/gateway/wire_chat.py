@@ -16,6 +16,7 @@ from inference.gateway.wire import (
     priority_of,
     refuse_unsupported,
     sampling_of,
+    tags_of,
 )
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
 from mmserve.errors import InvalidRequest
@@ -129,6 +130,8 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
         add_special_tokens=bool(body.add_special_tokens),
         priority=priority_of(body),
         deadline_s=deadline_s_of(body),
+        user=body.user or "",
+        tags=tags_of(body),
     )
 
 

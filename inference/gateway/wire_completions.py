@@ -15,6 +15,7 @@ from inference.gateway.wire import (
     priority_of,
     refuse_unsupported,
     sampling_of,
+    tags_of,
 )
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
 from mmserve.errors import InvalidRequest
@@ -76,6 +77,8 @@ def plan_completion(body: CompletionBody, model: str) -> Plan:
         echo=bool(body.echo),
         priority=priority_of(body),
         deadline_s=deadline_s_of(body),
+        user=body.user or "",
+        tags=tags_of(body),
     )
 
 

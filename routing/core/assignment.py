@@ -141,6 +141,9 @@ class Experiments:
                     running.append(layer)
                 layer.add(one, entry.group)
 
+    def __bool__(self) -> bool:
+        return bool(self._by_target)
+
     def assign(self, target: str, subject: Subject) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.
 

@@ -31,6 +31,10 @@ class RequestFacts:
     key: str = ""
     user: str = ""
     session: str = ""
+    # What experiments filter by besides; filled only while there are experiments.
+    team: str = ""
+    language: str = ""
+    tags: frozenset[str] = frozenset()
     # What is left of the tightest budget that this request counts against.
     budget_left_usd: float | None = None
     budget: str = ""

@@ -69,6 +69,15 @@ class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     other_cost_nano: int = 0  # the part of it for attempts whose text nobody got: hedges, fallbacks
 
 
+# Refusals of ours that say that what was chosen could not serve, though their status is not 5xx.
+ARM_FAILURES = ("queue_full", "context_length_exceeded")
+
+
+def counts_for_its_arm(record: UsageRecord) -> bool:
+    """Whether a refusal is a failure of what was chosen, and not of the client or of its key's limits."""
+    return record.status >= 500 or record.outcome in ARM_FAILURES
+
+
 class AttemptRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One choice that was tried, and why it ended."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mmserve.errors import ModelNotFound
+from routing.core.assignment import ExperimentEntry, Experiments
 from routing.core.cost import NO_PRICE, BudgetEntry, Prices
 from routing.core.live import DeploymentLoad, LiveColumns
 from routing.core.route import AUTO, Policy, RouteEntry
@@ -97,6 +98,7 @@ class RoutingTable:
     budgets: Mapping[tuple[str, str], tuple[BudgetEntry, ...]]
     routes: Mapping[str, RouteEntry]
     scorer: Scorer | None
+    experiments: Experiments
     rows: Mapping[str, int]  # a deployment's row in LiveColumns
     _slates: dict[str, Slate]  # of routes from the beginning, of versions as they are asked for
 
@@ -112,6 +114,7 @@ class RoutingTable:
         budgets: Iterable[BudgetEntry] = (),
         routes: Iterable[RouteEntry] = (),
         scorer: Scorer | None = None,
+        experiments: Iterable[ExperimentEntry] = (),
     ) -> RoutingTable:
         """Index the entries, hang every deployment on its version, and make the routes' slates."""
         by_id = {entry.id: entry for entry in deployments}
@@ -131,6 +134,7 @@ class RoutingTable:
             budgets=limits,
             routes={entry.id: entry for entry in routes},
             scorer=scorer,
+            experiments=Experiments(experiments),
             rows={key: row for row, key in enumerate(by_id, start=1)},
             _slates={},
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from django.db import transaction
 from django.utils import timezone
 
-from routing.core.records import UsageRecord
+from routing.core.records import UsageRecord, counts_for_its_arm
 from routing.core.statistics.totals import Outcome, Totals
 from routing.core.statistics.units import UnitSample
 from routing.models.experiments import (
@@ -26,8 +26,6 @@ EXPOSURES_KEPT = datetime.timedelta(days=30)
 PENDING_KEPT = datetime.timedelta(days=1)
 MOST_EXPOSURES = 1_000_000
 MOST_JOINED = 2_000
-# Refusals of ours that say that the arm could not serve, though their status is not 5xx.
-ARM_FAILURES = ("queue_full", "context_length_exceeded", "model_not_loaded")
 
 Place = tuple[int, int, str]  # experiment, phase, arm
 
@@ -38,7 +36,7 @@ def outcome_of(record: UsageRecord, unit: int) -> Outcome:
     made = completed and record.completion_tokens > 0
     return Outcome(
         unit=unit,
-        failed=record.status >= 500 or record.outcome in ARM_FAILURES,
+        failed=counts_for_its_arm(record),
         succeeded=completed,
         cost=record.cost_nano / 1e9,
         output_tokens=record.completion_tokens,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench import (
+    bench_assignment,
     bench_fetch,
     bench_gateway,
     bench_listing,
@@ -39,6 +40,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "start": bench_start.bench,
     "swap": bench_swap.bench,
     "placement": bench_placement.bench,
+    "assignment": bench_assignment.bench,
     "gateway": bench_gateway.bench,
     "memory": bench_memory.bench,
     "fetch": bench_fetch.bench,

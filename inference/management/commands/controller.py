@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -18,6 +19,7 @@ from inference.notify import connection
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
 from inference.swapping import Swapper
+from routing.experiments.watch import ExperimentWatch
 
 log = logging.getLogger("controller")
 
@@ -50,6 +52,7 @@ class Command(BaseCommand):
         pubsub = client.pubsub(ignore_subscribe_messages=True)
         swapper = Swapper()
         leases = NodeLeases(settings.NODE_LEASE_S)
+        experiments = ExperimentWatch()
         subscribed = False
         while not stop.is_set():
             try:
@@ -59,6 +62,7 @@ class Command(BaseCommand):
                 if lease(keys=[LEASE_KEY], args=[me, LEASE_MS]):
                     close_old_connections()
                     reconcile(swapper, leases)
+                    experiments.step(time.monotonic())
                 pubsub.get_message(timeout=TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)

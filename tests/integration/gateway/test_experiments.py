@@ -1,0 +1,148 @@
+"""Experiments on the hot path: who is served by which version, and what is written down of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import redis
+
+from routing.core.assignment import ArmEntry, ExperimentEntry, deal
+from routing.core.records import USAGE_STREAM, UsageRecord
+from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
+from tests.integration.gateway.conftest import Gateway, heard
+from tests.integration.gateway.fake_engine import FakeEngine, words
+from tests.integration.gateway.waiting import until
+
+BODY: dict[str, Any] = {"model": "acme/echo", "prompt": "say", "max_tokens": 8}
+DECLINED = "I'm sorry, but I can't help with that."
+
+
+def experiment(**fields: Any) -> ExperimentEntry:
+    arms = (
+        ArmEntry(id=1, name="control", served_id="acme/echo@1"),
+        ArmEntry(id=2, name="new", served_id="acme/echo@2"),
+    )
+    given: dict[str, Any] = {
+        "id": 1, "name": "faster", "targets": ("acme/echo",), "unit": "user", "salt": 5, "phase": 3, "arms": arms,
+        "deal": deal((), {1: 0, 2: 10_000}),
+    }  # fmt: skip
+    return ExperimentEntry(**(given | fields))
+
+
+def table(*experiments: ExperimentEntry, deployed: bool = True) -> RoutingTable:
+    """``echo`` serves both versions' names, so that one scripted engine answers for either."""
+    deployments = [DeploymentEntry(id="echo", served_id="acme/echo@2" if deployed else "acme/echo@1")]
+    if deployed:
+        deployments.append(DeploymentEntry(id="other", served_id="acme/echo@1"))
+    return RoutingTable.build(
+        revision=1,
+        models=[ModelEntry(id="acme/echo", default="acme/echo@1")],
+        versions=[
+            VersionEntry(served_id="acme/echo@1", model="acme/echo"),
+            VersionEntry(served_id="acme/echo@2", model="acme/echo"),
+        ],
+        aliases={},
+        deployments=deployments,
+        experiments=experiments,
+    )
+
+
+async def records(gateway: Gateway, count: int) -> list[UsageRecord]:
+    client = redis.Redis.from_url(gateway.redis_url)
+    await until(lambda: client.xlen(USAGE_STREAM) >= count)
+    found: Any = client.xrange(USAGE_STREAM)
+    client.close()
+    return [msgspec.json.decode(fields[b"record"], type=UsageRecord) for _, fields in found]
+
+
+async def test_an_arms_version_serves_and_the_record_names_experiment_arm_and_hashed_unit(open_gateway):
+    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")):
+        gateway.runtime.table._table = table(experiment())
+        await heard(gateway)
+        answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada@example.org"})
+        again = await gateway.client.post("/v1/completions", {**BODY, "user": "ada@example.org"})
+        first, second = await records(gateway, 2)
+    assert answer.status == again.status == 200, answer.body
+    assert answer.headers["x-mmserve-model"] == "acme/echo@2"
+    assert first.assignments == {"faster": "new"}
+    phase, _, unit = first.units["faster"].partition(".")
+    assert phase == "3"
+    assert len(unit) == 16
+    assert first.units == second.units
+    assert first.request_id == answer.headers["x-mmserve-decision"]
+    assert "ada" not in msgspec.json.encode(first).decode()
+
+
+async def test_the_session_header_is_a_unit_and_a_request_without_it_is_in_no_experiment(open_gateway):
+    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")):
+        gateway.runtime.table._table = table(experiment(unit="session"), deployed=False)
+        await heard(gateway)
+        await gateway.client.post("/v1/completions", BODY, headers={"x-mmserve-session": "s-1"})
+        await gateway.client.post("/v1/completions", BODY)
+        with_session, without = await records(gateway, 2)
+    assert with_session.assignments == {"faster": "new"}
+    assert without.assignments == {}
+
+
+async def test_metadata_and_language_are_what_filters_look_at(open_gateway):
+    wanted = {"tags": frozenset({"tier=gold"}), "language": frozenset({"de"})}
+    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")):
+        gateway.runtime.table._table = table(experiment(unit="key", filters=wanted))
+        await heard(gateway)
+        body = {**BODY, "metadata": {"tier": "gold", "other": "x"}}
+        german = {"content-language": "de-AT"}
+        inside = await gateway.client.post("/v1/completions", body, headers=german)
+        await records(gateway, 1)
+        assert inside.headers["x-mmserve-model"] == "acme/echo@2"
+        for other, headers in ((body, {}), (BODY, german)):
+            explained = await gateway.client.post("/v1/routing/explain", other, headers=headers)
+            assert explained.json()["assignments"] == []
+        explained = await gateway.client.post("/v1/routing/explain", body, headers=german)
+        assert explained.json()["assignments"] == [{"experiment": "faster", "arm": "new"}]
+
+
+async def test_an_arm_that_nothing_serves_falls_back_and_the_unit_stays_in_it(open_gateway):
+    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")):
+        gateway.runtime.table._table = table(experiment(), deployed=False)
+        await heard(gateway)
+        answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        (record,) = await records(gateway, 1)
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-mmserve-model"] == "acme/echo@1"
+    assert record.assignments == {"faster": "new"}
+    assert record.served_id == "acme/echo@1"
+
+
+async def test_a_request_that_nobody_serves_is_the_arms_failure(open_gateway):
+    async with open_gateway() as gateway:
+        nobody = DeploymentEntry(id="echo", served_id="acme/echo@2", wanted_replicas=0)
+        gateway.runtime.table._table = RoutingTable.build(
+            revision=1,
+            models=[ModelEntry(id="acme/echo", default="acme/echo@2")],
+            versions=[VersionEntry(served_id="acme/echo@2", model="acme/echo")],
+            aliases={},
+            deployments=[nobody],
+            experiments=[experiment()],
+        )
+        answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        (record,) = await records(gateway, 1)
+    assert answer.status == 503
+    assert (record.status, record.outcome, record.assignments) == (503, "model_not_loaded", {"faster": "new"})
+
+
+async def test_an_answer_that_declines_is_marked_in_experiments_only(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(
+            gateway.redis_url, gateway.layer, script=words(*(f"{word} " for word in DECLINED.split()))
+        ),
+    ):
+        gateway.runtime.table._table = table(experiment(), deployed=False)
+        await heard(gateway)
+        await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        await gateway.client.post("/v1/completions", BODY)
+        inside, outside = await records(gateway, 2)
+    assert inside.assignments
+    assert inside.refusal
+    assert not outside.refusal
