@@ -80,7 +80,7 @@ def fork_one(asked: ReplicaSpec | OptionsCheck, channel: socket.socket) -> int:
             os.close(writing)
             channel.close()
             if isinstance(asked, OptionsCheck):
-                become_checker(asked)
+                become_checker(asked, node)
             become_engine(asked, node)
         os.write(writing, str(engine).encode())
         os._exit(0)
@@ -90,11 +90,20 @@ def fork_one(asked: ReplicaSpec | OptionsCheck, channel: socket.socket) -> int:
         return int(pipe.read())
 
 
-def become_checker(check: OptionsCheck) -> NoReturn:
+def live_with(node: int) -> None:
+    """Wait until the kernel has handed this process to the node, then end when the node does."""
+    # The middle parent may still be alive: its end must not be taken for the node's.
+    middle = os.getppid()
+    while os.getppid() == middle and middle != node:
+        os.sched_yield()
+    die_with_parent(signal.SIGKILL, node)
+
+
+def become_checker(check: OptionsCheck, node: int) -> NoReturn:
     """Answer one question about options, and end."""
     code = 1
     try:
-        die_with_parent(signal.SIGKILL)
+        live_with(node)
         from inference.engine.check import answer
 
         answer(check)
@@ -112,11 +121,7 @@ def become_engine(spec: ReplicaSpec, node: int) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        # The middle parent may still be alive: wait until the kernel has handed us to the node.
-        middle = os.getppid()
-        while os.getppid() == middle and middle != node:
-            os.sched_yield()
-        die_with_parent(signal.SIGKILL, node)
+        live_with(node)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from setproctitle import setproctitle
 
