@@ -12,7 +12,7 @@ from django.utils import timezone
 from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
 from inference.engine_options import check_abilities, check_with_engine
-from inference.memory import device_rooms, estimate_for
+from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, Deployment, Replica
 from inference.notify import wake_controller
 from mmserve.errors import Conflict, InsufficientMemory, InvalidRequest
@@ -36,6 +36,7 @@ EDITABLE = frozenset(
         "queue_bound",
         "hold_bound",
         "deadline_s",
+        "placement",
         "on_demand",
         "pinned",
         "priority_class",
@@ -109,7 +110,9 @@ def check_options(deployment: Deployment) -> None:
             f"context_length: {deployment.context_length} tokens asked for, the model was made for {native}",
             param="context_length",
         )
-    cost = kv_cost(deployment.version.facts, 4.0 if deployment.dtype == "float32" else 2.0)
+    cost = kv_cost(
+        deployment.version.facts, 4.0 if deployment.dtype == "float32" else 2.0, deployment.tensor_parallel
+    )
     context = deployment.context_length or native
     if cost is not None and context and cost.stream_bytes(context) > deployment.kv_cache_bytes:
         raise InvalidRequest(
@@ -136,10 +139,11 @@ def load(version: ModelVersion, *, actor: str, reason: str = "", replicas: int =
     alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
     waits = False
     if alive < replicas:
-        needed = estimate_for(deployment).total_bytes
-        placement = place(needed, device_rooms())
+        rooms = device_rooms()
+        need = need_of(deployment, rooms)
+        placement = place(need, rooms)
         waits = placement.device_id is None
-        if waits and place(needed, device_rooms(could_sleep=True)).device_id is None:
+        if waits and place(need, device_rooms(could_sleep=True)).device_id is None:
             raise InsufficientMemory(f"{version.served_id} cannot be loaded: {'; '.join(placement.reasons)}")
     Replica.objects.filter(deployment=deployment, state="failed", superseded=False).update(superseded=True)
     changed = deployment.replicas != replicas or deployment.asleep or deployment.failure

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Prefetch, Q, Sum
+from django.db.models import BigIntegerField, ExpressionWrapper, OuterRef, Prefetch, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
@@ -19,6 +21,7 @@ from inference.memory import NODE_LOST_AFTER_S
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState, with_last_log
 from inference.protocol import ReplicaBeat
 from inference.status import Status, statuses
+from inference.why import why_not_running
 from registry.admin import VersionPage
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline
 from registry.admin_parts import bar, facts_table, in_bytes, in_utc, log_text
@@ -136,7 +139,8 @@ class DeploymentPage(LoadUnload):
         ("speculation", "speculative_tokens"),
     )
     BOUNDS = (("queue_bound", "hold_bound"), "deadline_s")
-    SHOWN = ("name", "version", "status", "status_reason", "replicas")
+    SHOWN = ("name", "version", "status", "status_reason", "why", "replicas")
+    PLACEMENT = ("placement",)
     SWAPPING = (
         ("on_demand", "pinned"),
         ("priority_class", "min_residency_s"),
@@ -148,7 +152,7 @@ class DeploymentPage(LoadUnload):
         return [
             (None, {"fields": shown}),
             ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
-            ("When memory is short", {"fields": self.SWAPPING}),
+            ("When memory is short", {"fields": (*self.PLACEMENT, *self.SWAPPING)}),
             ("Bounds", {"fields": (*self.BOUNDS, "reason")}),
         ]
 
@@ -171,6 +175,11 @@ class DeploymentPage(LoadUnload):
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return with_last_log(super().get_queryset(request).select_related("version__model"))
+
+    @display(description="Why it is not running")
+    def why(self, obj: Deployment) -> SafeString | str:
+        reasons = why_not_running(obj.version)
+        return render_to_string("admin/parts/why.html", {"reasons": reasons}) if reasons else "–"
 
     @display(description="Memory a replica")
     def memory_of(self, obj: Deployment) -> SafeString:
@@ -303,7 +312,7 @@ class DeviceInline(ReadOnlyInline):
     """A node's devices."""
 
     model = Device
-    fields = ("name", "kind", "total", "memory")
+    fields = ("name", "kind", "total", "used", "memory")
     show_change_link = False
     tab = False
 
@@ -313,6 +322,10 @@ class DeviceInline(ReadOnlyInline):
     @display(description="Has")
     def total(self, obj: Device) -> str:
         return in_bytes(obj.total_bytes)
+
+    @display(description="In use")
+    def used(self, obj: Device) -> str:
+        return in_bytes(obj.used_bytes)
 
     @display(description="Reserved by engines")
     def memory(self, obj: Any) -> SafeString:
@@ -354,17 +367,25 @@ class NodePage(ReadOnly, ModelAdmin):
 
 
 def with_reserved(devices: Any) -> Any:
-    """Devices with what their living replicas reserve."""
-    alive = Q(replicas__state__in=ALIVE)
-    return devices.select_related("node").annotate(reserved=Sum("replicas__reserved_bytes", filter=alive))
+    """Devices with what their living replicas reserve, as the first of their devices or as another one."""
+    alive = Replica.objects.filter(state__in=ALIVE).order_by()
+
+    def total(field: str) -> Any:
+        sums = alive.filter(**{field: OuterRef("pk")}).values(field).annotate(sum=Sum("reserved_bytes"))
+        return Coalesce(Subquery(sums.values("sum")), 0)
+
+    reserved = ExpressionWrapper(total("device") + total("more_devices"), output_field=BigIntegerField())
+    return devices.select_related("node").annotate(reserved=reserved)
 
 
 def memory_bar(device: Any, *, name: bool = False) -> SafeString:
-    """What is reserved of a device's budget."""
-    reserved = device.reserved or 0
+    """What is reserved of a device's budget, and what others have of it."""
+    reserved, others = device.reserved, device.used_by_others_bytes
     words = f"{in_bytes(reserved)} of {in_bytes(device.budget_bytes)}"
+    if others:
+        words += f", others have {in_bytes(others)}"
     text = f"{device.name}: {words}" if name else words
-    return bar(reserved, device.budget_bytes, text, danger_above=NEARLY_FULL_PERCENT)
+    return bar(reserved + others, device.budget_bytes, text, danger_above=NEARLY_FULL_PERCENT)
 
 
 def _beat(obj: Any) -> ReplicaBeat | None:

@@ -15,7 +15,7 @@ from inference import actions
 from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
 from inference.deletion import delete
 from inference.listing import listing
-from inference.model_objects import model_objects, version_object
+from inference.model_objects import version_object, whole_object
 from inference.models import Deployment, with_last_log
 from inference.plan import plan_of
 from inference.status import STATUSES
@@ -56,6 +56,11 @@ class ModelObjectSerializer(serializers.Serializer):
     reason = serializers.CharField(allow_null=True)
     stage = serializers.CharField(allow_null=True)
     eta_s = serializers.FloatField(allow_null=True)
+    why = serializers.ListField(
+        child=serializers.CharField(),
+        required=False,
+        help_text="why it is not running as wished; of one model only, not in the list",
+    )
     capabilities = serializers.ListField(child=serializers.CharField())
     context_length = serializers.IntegerField(allow_null=True)
     versions = VersionStatusSerializer(many=True, required=False)
@@ -95,7 +100,7 @@ def object_of(model_id: str) -> dict[str, Any]:
     """The object of what an id names."""
     found = find(model_id)
     if isinstance(found, Model):
-        return model_objects(Model.objects.filter(pk=found.pk))[0]
+        return whole_object(found)
     return version_object(found.version if isinstance(found, Alias) else found, model_id)
 
 
@@ -147,17 +152,31 @@ class PlanQuery(QuerySerializer):
     tensor_parallel = serializers.IntegerField(min_value=1, max_value=64, required=False)
 
 
+class PlanOnDeviceSerializer(serializers.Serializer):
+    """What it would be on one device; ``streams``: with all its free memory as cache."""
+
+    device = serializers.CharField()
+    kind = serializers.CharField()
+    needed_bytes = serializers.IntegerField()
+    free_bytes = serializers.IntegerField()
+    fits = serializers.BooleanField()
+    streams = serializers.IntegerField(allow_null=True)
+    reason = serializers.CharField(allow_null=True)
+
+
 class PlanSerializer(serializers.Serializer):
     """What a version would take, and where it would fit."""
 
     id = serializers.CharField()
     total_bytes = serializers.IntegerField()
     parts = serializers.DictField(child=serializers.IntegerField())
+    calibrated = serializers.BooleanField(help_text="by what an earlier load of the same thing took")
     kv_bytes_a_token = serializers.IntegerField(allow_null=True)
     kv_bytes_a_stream = serializers.IntegerField(allow_null=True)
     streams = serializers.IntegerField(allow_null=True)
     fits = serializers.BooleanField()
     device = serializers.CharField(allow_null=True)
+    devices = PlanOnDeviceSerializer(many=True)
     fits_when_empty = serializers.BooleanField()
     reasons = serializers.ListField(child=serializers.CharField())
 

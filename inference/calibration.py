@@ -46,7 +46,11 @@ def calculated_for(deployment: Deployment, device_kind: str) -> MemoryEstimate:
 
 def calibrated_for(deployment: Deployment, device_kind: str) -> MemoryEstimate:
     """Corrected by what earlier loads took on this kind of device."""
-    found = calculated_for(deployment, device_kind)
+    return corrected(calculated_for(deployment, device_kind), deployment, device_kind)
+
+
+def corrected(found: MemoryEstimate, deployment: Deployment, device_kind: str) -> MemoryEstimate:
+    """A calculation for this deployment, which need not be saved, by what earlier loads took."""
     seen = LoadObservation.objects.filter(device_kind=device_kind, quantization=deployment.quantization)
     own = list(seen.filter(version=deployment.version_id)[:OTHERS])
     if own:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models import Q, Sum
 from django.utils import timezone
 
 from inference.calibration import calibrated_for
+from inference.capacity.abilities import LIMITED
 from inference.capacity.estimate import MemoryEstimate
-from inference.capacity.placement import DeviceRoom
-from inference.models import ALIVE, Deployment, Device
+from inference.capacity.placement import DeviceRoom, Need
+from inference.models import ALIVE, Deployment, Device, Replica
+from registry import store
+from registry.cache import entry_name
 
 NODE_LOST_AFTER_S = settings.NODE_LEASE_S
 
@@ -21,22 +25,53 @@ def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEsti
     return calibrated_for(deployment, device_kind)
 
 
+def need_of(deployment: Deployment, rooms: Iterable[DeviceRoom]) -> Need:
+    """What a replica of this deployment asks for on these devices."""
+    kinds = sorted({room.kind for room in rooms}) or ["cpu"]
+    by_kind = {kind: estimate_for(deployment, kind).total_bytes for kind in kinds}
+    return Need(
+        bytes=max(by_kind.values()),
+        by_kind=by_kind,
+        devices=deployment.tensor_parallel,
+        strategy=deployment.placement,
+        options={name: getattr(deployment, name) for name in LIMITED},
+        files="" if store.is_local() else entry_name(deployment.version),
+    )
+
+
 def device_rooms(*, could_sleep: bool = False) -> list[DeviceRoom]:
     """Every device with what its living replicas reserve; ``could_sleep``: only those that nobody may swap out."""
     cutoff = timezone.now() - timedelta(seconds=NODE_LOST_AFTER_S)
-    counted = Q(replicas__state__in=ALIVE)
-    if could_sleep:
-        counted &= Q(replicas__deployment__pinned=True) | Q(replicas__deployment__on_demand=False)
-    rows = Device.objects.select_related("node").annotate(
-        reserved=Sum("replicas__reserved_bytes", filter=counted)
-    )
-    return [
-        DeviceRoom(
-            id=row.id,
-            name=str(row),
-            budget_bytes=row.budget_bytes,
-            reserved_bytes=row.reserved or 0,
-            alive=not row.node.leaving and row.node.last_seen is not None and row.node.last_seen >= cutoff,
+    reserved = reserved_bytes(could_sleep=could_sleep)
+    files: dict[int, frozenset[str]] = {}
+    rooms = []
+    for row in Device.objects.select_related("node"):
+        node = row.node
+        rooms.append(
+            DeviceRoom(
+                id=row.id,
+                name=str(row),
+                budget_bytes=row.budget_bytes,
+                reserved_bytes=reserved[row.id],
+                alive=not node.leaving and node.last_seen is not None and node.last_seen >= cutoff,
+                node=node.name,
+                kind=row.kind,
+                used_by_others_bytes=row.used_by_others_bytes,
+                abilities=row.abilities,
+                files=files.setdefault(node.pk, frozenset(node.files)),
+            )
         )
-        for row in rows
-    ]
+    return rooms
+
+
+def reserved_bytes(*, could_sleep: bool = False) -> dict[int, int]:
+    """By device: what living replicas reserve on it."""
+    alive = Replica.objects.filter(state__in=ALIVE)
+    if could_sleep:
+        alive = alive.exclude(deployment__pinned=False, deployment__on_demand=True)
+    found: dict[int, int] = defaultdict(int)
+    for device, count in alive.values_list("device", "reserved_bytes"):
+        found[device] += count
+    for device, count in alive.exclude(more_devices=None).values_list("more_devices", "reserved_bytes"):
+        found[device] += count
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 from django.db.models import Prefetch, QuerySet
 
 from inference.status import Status, furthest, statuses
+from inference.why import why_not_running
 from registry.models import Alias, Model, ModelVersion
 
 
@@ -19,11 +20,14 @@ def with_versions(models: QuerySet[Model]) -> QuerySet[Model]:
     )
 
 
-def model_objects(models: QuerySet[Model]) -> list[dict[str, Any]]:
-    """One object a model."""
-    rows = list(with_versions(models))
-    found = statuses(version for row in rows for version in row.versions.all())
-    return [model_object(row, found) for row in rows]
+def whole_object(model: Model) -> dict[str, Any]:
+    """One model's object, and why what it means is not running."""
+    row = with_versions(Model.objects.filter(pk=model.pk)).get()
+    meant = _meant(row)
+    return {
+        **model_object(row, statuses(row.versions.all())),
+        "why": why_not_running(meant) if meant else [],
+    }
 
 
 def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
@@ -35,16 +39,14 @@ def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
         "owned_by": version.model.owner,
         "version": version.version,
         **_of_version(version, statuses([version])[version.pk]),
+        "why": why_not_running(version),
     }
 
 
 def model_object(model: Model, found: Mapping[int, Status]) -> dict[str, Any]:
     """The object of a model that with_versions read, and the statuses of its versions."""
     versions, aliases = list(model.versions.all()), list(model.aliases.all())
-    default = next((alias.version_id for alias in aliases if alias.is_default), None)
-    meant = next((version for version in versions if version.pk == default), None)
-    if meant is None and len(versions) == 1:
-        meant = versions[0]
+    meant = _meant(model)
     status = found[meant.pk] if meant else furthest(found[version.pk] for version in versions)
     return {
         "id": model.name,
@@ -58,6 +60,14 @@ def model_object(model: Model, found: Mapping[int, Status]) -> dict[str, Any]:
         "versions": [{"id": row.served_id, "status": found[row.pk].status} for row in versions],
         "aliases": {alias.name: alias.version.version for alias in aliases},
     }
+
+
+def _meant(model: Model) -> ModelVersion | None:
+    """The version that its bare name means: its default alias's, or its only one."""
+    versions = list(model.versions.all())
+    default = next((alias.version_id for alias in model.aliases.all() if alias.is_default), None)
+    meant = next((version for version in versions if version.pk == default), None)
+    return versions[0] if meant is None and len(versions) == 1 else meant
 
 
 def _of_version(version: ModelVersion | None, status: Status) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from inference.capacity.abilities import QUANTIZATIONS, SPECULATIONS
+from inference.capacity.placement import SPREAD, STRATEGIES
 from registry.models import ModelVersion
 
 # From the most important to the least.
@@ -93,6 +94,12 @@ class Deployment(models.Model):
     deadline_s = models.PositiveIntegerField(
         "deadline (s)", default=600, validators=[MinValueValidator(1)], help_text="a request's whole life"
     )
+    placement = models.CharField(
+        max_length=10,
+        default=SPREAD,
+        choices=[(name, name) for name in STRATEGIES],
+        help_text="spread: on the device with most room; pack: with least, so that large rooms stay whole",
+    )
     on_demand = models.BooleanField(
         default=True, help_text="may sleep while nobody asks and others need its memory; a request wakes it"
     )
@@ -146,6 +153,8 @@ class Node(models.Model):
     # Of the process that speaks for it: what an earlier one still writes is refused.
     epoch = models.UUIDField(default=uuid.uuid4, editable=False)
     leaving = models.BooleanField(default=False, help_text="it was asked to stop: nothing is placed there")
+    # registry.cache: names of the files that lie here, where the store is elsewhere
+    files = models.JSONField(default=list, editable=False)
 
     class Meta:
         ordering = ("name",)
@@ -162,6 +171,9 @@ class Device(models.Model):
     kind = models.CharField(max_length=100)
     total_bytes = models.BigIntegerField()
     budget_bytes = models.BigIntegerField(help_text="what engines may take of it")
+    used_bytes = models.BigIntegerField(default=0, editable=False)  # by everybody
+    # What engines cannot have, though the budget promises it.
+    used_by_others_bytes = models.BigIntegerField(default=0, editable=False)
     # inference.capacity.abilities: what engines on it can do, as its node found
     abilities = models.JSONField(default=dict, editable=False)
 
@@ -197,13 +209,16 @@ class Replica(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="replica_set")
     device = models.ForeignKey(Device, on_delete=models.CASCADE, related_name="replicas")
+    more_devices = models.ManyToManyField(
+        Device, related_name="shared_replicas", blank=True, help_text="beside the first: tensor parallel"
+    )
     state = models.CharField(max_length=20, choices=ReplicaState, default=ReplicaState.PENDING, db_index=True)
     stop_requested = models.BooleanField(default=False)
     reason = models.TextField(blank=True)
     superseded = models.BooleanField(
         default=False, help_text="a later load was asked for: no longer counts as a failed try"
     )
-    reserved_bytes = models.BigIntegerField()
+    reserved_bytes = models.BigIntegerField(help_text="on each of its devices")
     pid = models.PositiveIntegerField(null=True, blank=True)
     log_path = models.CharField(max_length=500, blank=True)
     log_tail = models.TextField(blank=True)

@@ -186,6 +186,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):
     options: EngineOptions
     log_path: str
     drain_s: float = 30.0
+    gpus: list[int] = []  # the only ones that it may see, by the PCI bus's order
 
 
 class OptionsCheck(msgspec.Struct, kw_only=True, tag="check"):

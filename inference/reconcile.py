@@ -14,7 +14,7 @@ from inference.deletion import finish_deletions
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
 from inference.leases import NodeLeases
-from inference.memory import device_rooms, estimate_for
+from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection, fence, tell_gateways, wake_node
 from inference.swapping import Swapper
@@ -66,14 +66,15 @@ def start_one(deployment: Deployment) -> bool:
         again_at = last.ended_at + timedelta(seconds=backoff_s(tries))
         if timezone.now() < again_at:
             return False
-    needed = estimate_for(deployment)
+    need = need_of(deployment, device_rooms())
     with transaction.atomic():
         # Two controllers may overlap while leadership passes over: the device rows are the lock, and what one of
         # them counted before it had the lock may be wrong by now.
         list(Device.objects.select_for_update().order_by("pk"))
         if not _lacks_one(deployment):
             return False
-        placement = place(needed.total_bytes, device_rooms())
+        rooms = device_rooms()
+        placement = place(need, rooms)
         if placement.device_id is None:
             if deployment.on_demand and not deployment.replica_set.filter(state__in=ALIVE).exists():
                 # It waits as one that is asked for: the swapper makes room.
@@ -81,9 +82,11 @@ def start_one(deployment: Deployment) -> bool:
                 Deployment.objects.filter(pk=deployment.pk, asleep=False).update(**asleep)
             log.warning("%s waits for memory: %s", deployment.name, "; ".join(placement.reasons))
             return False
+        chosen = [room for room in rooms if room.id in placement.device_ids]
         replica = Replica.objects.create(
-            deployment=deployment, device_id=placement.device_id, reserved_bytes=needed.total_bytes
+            deployment=deployment, device_id=placement.device_id, reserved_bytes=need.on(chosen[0])
         )
+        replica.more_devices.set(placement.device_ids[1:])
         wake_node(replica.device.node.name)
     log.info("placed %s on %s", replica, replica.device)
     return True

@@ -12,10 +12,10 @@ import redis
 from django.utils import timezone
 
 from inference.beats import read_beats
-from inference.capacity.placement import DeviceRoom, place
+from inference.capacity.placement import DeviceRoom, Need, place, refusal
 from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
-from inference.memory import device_rooms, estimate_for
+from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, USUAL_LOAD_S, Deployment, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import PRIORITIES, queue_name
@@ -51,7 +51,8 @@ class Swapper:
         )
         self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
         replicas: dict[int, list[Replica]] = defaultdict(list)
-        for replica in Replica.objects.filter(state__in=ALIVE, deployment__in=deployments):
+        alive = Replica.objects.filter(state__in=ALIVE, deployment__in=deployments)
+        for replica in alive.prefetch_related("more_devices"):
             replicas[replica.deployment_id].append(replica)
         self._observe(deployments, replicas, now)
         self._sleep_idle(deployments, replicas, now)
@@ -106,22 +107,22 @@ class Swapper:
         for rows in replicas.values():
             for replica in rows:
                 if replica.stop_requested or replica.state == ReplicaState.DRAINING:
-                    leaving[replica.device_id] += replica.reserved_bytes
+                    for device in self._devices_of(replica):
+                        leaving[device] += replica.reserved_bytes
         for row in asking:
-            needed = estimate_for(row).total_bytes
-            if place(needed, list(rooms.values())).device_id is not None:
+            need = need_of(row, rooms.values())
+            if place(need, list(rooms.values())).device_id is not None:
                 wake(row)
-                _take(rooms, needed)
+                _take(rooms, need)
             elif (
-                place(needed, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_id
-                is None
+                place(need, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_id is None
             ):
-                self._evict_for(row, needed, deployments, replicas, rooms, leaving, now)
+                self._evict_for(row, need, deployments, replicas, rooms, leaving, now)
 
     def _evict_for(
         self,
         row: Deployment,
-        needed: int,
+        need: Need,
         deployments: Sequence[Deployment],
         replicas: dict[int, list[Replica]],
         rooms: dict[int, DeviceRoom],
@@ -130,7 +131,7 @@ class Swapper:
     ) -> None:
         use = self._uses[row.pk]
         wanted = Wanted(
-            bytes=needed,
+            bytes=need.bytes,
             rank=PRIORITY_CLASSES.index(row.priority_class),
             waited_s=now - (use.asked_at or now),
             max_wait_s=row.max_wait_s,
@@ -139,27 +140,30 @@ class Swapper:
         by_name = {one.name: one for one in deployments}
         found = []
         for room in rooms.values():
-            if not room.alive or room.budget_bytes < needed:
+            if refusal(need, replace(room, reserved_bytes=0)) is not None:
                 continue
             residents = [
                 self._resident(by_pk, replica, now)
                 for by_pk in deployments
                 for replica in replicas[by_pk.pk]
-                if replica.device_id == room.id and not replica.stop_requested and not by_pk.asleep
+                if room.id in self._devices_of(replica) and not replica.stop_requested and not by_pk.asleep
             ]
-            eviction = choose_victims(wanted, residents, room.free_bytes + leaving[room.id])
-            if eviction.victims:
-                found.append((eviction.cost, room.id, eviction))
+            free = room.free_bytes + leaving[room.id]
+            eviction = choose_victims(replace(wanted, bytes=need.on(room)), residents, free)
+            if eviction.victims or free >= need.on(room):
+                found.append((eviction.cost, room.id, room, eviction.victims))
             else:
                 log.debug("no room for %s on %s: %s", row.name, room.name, "; ".join(eviction.reasons))
-        if found:
-            _, device, eviction = min(found, key=lambda one: one[:2])
-            for name in set(eviction.victims):
-                victim = by_name[name]
-                put_to_sleep(victim, f"{row.name} is asked for")
-                leaving[device] += sum(
-                    replica.reserved_bytes for replica in replicas[victim.pk] if replica.device_id == device
-                )
+        for name in _cheapest_group(need, found):
+            victim = by_name[name]
+            put_to_sleep(victim, f"{row.name} is asked for")
+            for replica in replicas[victim.pk]:
+                for device in self._devices_of(replica):
+                    leaving[device] += replica.reserved_bytes
+
+    @staticmethod
+    def _devices_of(replica: Replica) -> set[int]:
+        return {replica.device_id, *(device.pk for device in replica.more_devices.all())}
 
     def _resident(self, row: Deployment, replica: Replica, now: float) -> Resident:
         use = self._uses[row.pk]
@@ -223,8 +227,19 @@ def _with_free(room: DeviceRoom, more: int) -> DeviceRoom:
     return replace(room, reserved_bytes=max(0, room.reserved_bytes - more))
 
 
-def _take(rooms: dict[int, DeviceRoom], needed: int) -> None:
+def _take(rooms: dict[int, DeviceRoom], need: Need) -> None:
     """Note what was just given away, so that the next one does not count on it."""
-    chosen = place(needed, list(rooms.values())).device_id
-    if chosen is not None:
-        rooms[chosen] = _with_free(rooms[chosen], -needed)
+    for chosen in place(need, list(rooms.values())).device_ids:
+        rooms[chosen] = _with_free(rooms[chosen], -need.on(rooms[chosen]))
+
+
+def _cheapest_group(need: Need, found: Sequence[tuple[float, int, DeviceRoom, tuple[str, ...]]]) -> set[str]:
+    """Who goes so that as many devices of one kind on one node are free as it needs; nobody where there are not."""
+    groups: dict[tuple[str, str], list[tuple[float, int, tuple[str, ...]]]] = defaultdict(list)
+    for cost, device, room, victims in found:
+        groups[room.node, room.kind].append((cost, device, victims))
+    enough = [sorted(group)[: need.devices] for group in groups.values() if len(group) >= need.devices]
+    if not enough:
+        return set()
+    cheapest = min(enough, key=lambda group: (sum(cost for cost, _, _ in group), group[0][1]))
+    return {name for _, _, victims in cheapest for name in victims}

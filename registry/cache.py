@@ -129,6 +129,13 @@ def is_here(version: ModelVersion) -> bool:
     return store.is_local() or (root() / entry_name(version)).is_dir()
 
 
+def names() -> list[str]:
+    """What is whole in the cache, by name; cheaper than :func:`entries`."""
+    found = root().iterdir() if root().is_dir() else ()
+    hidden = (LOCK, USE, PIN, BRINGING, REMOVED)
+    return sorted(one.name for one in found if one.suffix not in hidden and one.is_dir())
+
+
 def entries() -> list[Entry]:
     """What is in the cache, the least recently used first."""
     found = []

@@ -5,6 +5,7 @@ Importing this imports vLLM: set the environment first (:mod:`inference.engine.e
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
 from inference.engine.sampling import constraints, refusal
 from inference.protocol import DELTA, EngineOptions, GenerateRequest
+
+logger = logging.getLogger(__name__)
 
 LIGHT_CHARACTERS = 4_000
 PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
@@ -59,7 +62,7 @@ class VllmEngine:
         self._answers: dict[str, Answer] = {}
         self._request_ids: dict[str, list[str]] = {}
         self._ready_made: list[Output] = []
-        self._footprint = Footprint(self._engine.collective_rpc(MEASURE))
+        self._footprint = self._measured()
 
     def is_light(self, request: GenerateRequest) -> bool:
         size = sum(map(len, request.prompts or ()))
@@ -134,7 +137,15 @@ class VllmEngine:
         return min(1.0, sum(self._kv_in_use.values()) / self._kv_tokens)
 
     def memory(self) -> dict[str, int]:
-        return self._footprint.look()
+        return self._footprint.look() if self._footprint is not None else {}
+
+    def _measured(self) -> Footprint | None:
+        try:
+            return Footprint(self._engine.collective_rpc(MEASURE))
+        except Exception:
+            # A model that is built otherwise than expected serves all the same; its estimate stays a calculation.
+            logger.exception("what was loaded cannot be measured")
+            return None
 
     def close(self) -> None:
         # In process, vLLM would take a second to free what the end of the process frees at once.

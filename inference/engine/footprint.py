@@ -31,7 +31,7 @@ class Measured:
         cache = list(spans(self.model_runner.kv_caches))
         found = {"pid": os.getpid(), "weights": weights, "kv_cache": sum(size for _, size in cache)}
         if self.device.type == "cpu":
-            return {**found, "spans": cache}
+            return {**found, "spans": cache, "resident": resident_bytes(cache)}
         return {**found, **_on_gpu(self.device)}
 
 
@@ -49,7 +49,7 @@ class Footprint:
             pids = {os.getpid(), *(worker["pid"] for worker in workers)}
             whole = sum(psutil.Process(pid).memory_full_info().uss for pid in pids)
             # Pages of the cache are taken as they are first written.
-            rest = whole - weights - (resident_bytes(self._spans) if self._watched else 0)
+            rest = whole - weights - first["resident"]
             self._parts = {"weights": weights, "kv_cache": cache, "runtime": max(0, rest)}
         else:
             peak = max(0, first["peak"] - weights - cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from inference.calibration import observe_growth, observe_load
+from inference.calibration import observe_growth, observe_load, options_key
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
 from inference.engine_options import engine_options
@@ -23,8 +24,10 @@ from inference.node.checks import answer_checks
 from inference.node.devices import abilities_of, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
+from inference.node.usage import OwnEngine, usage
 from inference.notify import connection, fence, tell_gateways, wake_controller
 from inference.protocol import ReplicaBeat, ReplicaSpec, beat_key
+from registry import cache, store
 from registry.fetch.fetcher import in_words
 from registry.revision import current
 
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 # An engine that was told to drain ends by itself; so much later it is killed.
 KILL_AFTER_DRAIN_S = 5.0
 REPORT_EVERY_S = 2.0
+# A smaller change of what is used is not worth a row's.
+NOTABLE_BYTES = 16 * 2**20
 
 
 class NodeReplaced(Exception):
@@ -59,12 +64,15 @@ class NodeAgent:
         # Reaped and not yet written down: the database may be away.
         self.ended: deque[ReplicaExit] = deque()
         self.files = ReplicaFiles()
+        self.devices = local_devices(settings.MEMORY_BYTES)
+        self.seen: dict[str, tuple[int, int]] = {}
+        # By replica: the digest of the options that matter to its memory.
+        self.started_with: dict[str, str] = {}
         self._record_devices()
         self._bury_predecessors()
 
     def _record_devices(self) -> None:
-        found = local_devices(settings.MEMORY_BYTES)
-        for device in found:
+        for device in self.devices:
             Device.objects.update_or_create(
                 node=self.node,
                 name=device.name,
@@ -72,10 +80,10 @@ class NodeAgent:
                     "kind": device.kind,
                     "total_bytes": device.total_bytes,
                     "budget_bytes": device.budget_bytes,
-                    "abilities": abilities_of(device, found),
+                    "abilities": abilities_of(device, self.devices),
                 },
             )
-        self.node.devices.exclude(name__in=[device.name for device in found]).delete()
+        self.node.devices.exclude(name__in=[device.name for device in self.devices]).delete()
 
     def _bury_predecessors(self) -> None:
         """Engines die with their node (parent-death signal), so what an earlier node left alive in rows is dead.
@@ -101,21 +109,27 @@ class NodeAgent:
         if not self.leaving:
             answer_checks(self.node.name, self.supervisor)
         loading = False
+        alive = Replica.objects.filter(device__node=self.node, state__in=ALIVE).order_by("created_at")
         rows = list(
-            Replica.objects.filter(device__node=self.node, state__in=ALIVE).select_related(
-                "deployment__version__model", "device", "observation"
+            alive.select_related("deployment__version__model", "device", "observation").prefetch_related(
+                "more_devices"
             )
         )
+        if reported:
+            self._record_usage(rows)
         self._kill_strays({str(row.pk) for row in rows})
         there = set(self.supervisor.replicas)
+        busy = {name for row in rows if row.state == ReplicaState.LOADING for name in device_names(row)}
         for replica in rows:
             if replica.state != ReplicaState.PENDING and str(replica.pk) not in there:
                 self._end(replica, ReplicaState.FAILED, "its process is gone", superseded=True)
             elif replica.stop_requested or self.leaving:
                 self._stop(replica)
             elif replica.state == ReplicaState.PENDING:
-                self._start(replica)
                 loading = True
+                # One load at a time on a device: each measures what it takes of it.
+                if busy.isdisjoint(device_names(replica)) and self._start(replica):
+                    busy.update(device_names(replica))
             elif replica.state == ReplicaState.LOADING:
                 loading = not self._promote_if_ready(replica, now) or loading
             elif replica.state == ReplicaState.READY and reported:
@@ -127,7 +141,12 @@ class NodeAgent:
         if (now - self.reported_at).total_seconds() < REPORT_EVERY_S:
             return False
         mine = Node.objects.filter(pk=self.node.pk, epoch=self.epoch)
-        if not mine.update(last_seen=now, template_ready=self.supervisor.template_ready, revision=current()):
+        if not mine.update(
+            last_seen=now,
+            template_ready=self.supervisor.template_ready,
+            revision=current(),
+            files=[] if store.is_local() else cache.names(),
+        ):
             raise NodeReplaced(
                 f"another process runs as node {self.node.name}; every node needs its own name"
             )
@@ -140,22 +159,40 @@ class NodeAgent:
             if replica not in wished:
                 self.supervisor.kill(replica, "it was given up while its node was not heard of")
 
-    def _start(self, replica: Replica) -> None:
+    def _record_usage(self, replicas: Sequence[Replica]) -> None:
+        """What engines and others have of the devices now."""
+        engines = []
+        for row in replicas:
+            if row.pid is not None:
+                observation = getattr(row, "observation", None)
+                taken = sum(observation.measured.values()) if observation else None
+                engines.append(OwnEngine(pid=row.pid, devices=frozenset(device_names(row)), bytes=taken))
+        for name, found in usage(self.devices, engines).items():
+            seen = (found.used_bytes, found.used_by_others_bytes)
+            before = self.seen.get(name, (0, 0))
+            if any(abs(new - old) >= NOTABLE_BYTES for new, old in zip(seen, before, strict=True)):
+                self.seen[name] = seen
+                Device.objects.filter(node=self.node, name=name).update(
+                    used_bytes=found.used_bytes, used_by_others_bytes=found.used_by_others_bytes
+                )
+
+    def _start(self, replica: Replica) -> bool:
+        """True: its process is up and loads."""
         key = str(replica.pk)
         try:
             folder = self.files.folder(key, replica.deployment.version)
         except Exception as error:  # noqa: BLE001 - whatever it is, the replica says it
             self.files.release(key)
             self._end(replica, ReplicaState.FAILED, in_words(error))
-            return
+            return False
         if folder is None:
             # They are on their way; the next tick looks again.
-            return
+            return False
         if not self.supervisor.template_ready:
             # Nobody waits for its imports: the other engines, and the lease, need this loop.
             if self.supervisor.template_failure:
                 self._end(replica, ReplicaState.FAILED, self.supervisor.template_failure)
-            return
+            return False
         path = self.log_dir / f"{replica.pk}.log"
         spec = ReplicaSpec(
             replica=key,
@@ -166,18 +203,25 @@ class NodeAgent:
             options=engine_options(replica.deployment),
             log_path=str(path),
             drain_s=settings.DRAIN_S,
+            gpus=self._gpus_of(replica),
         )
         try:
             pid = self.supervisor.start(spec)
         except OSError as error:
             self._end(replica, ReplicaState.FAILED, f"could not be started: {error}")
-            return
+            return False
         claimed = self._row(replica, ReplicaState.PENDING).update(
             state=ReplicaState.LOADING, pid=pid, log_path=str(path)
         )
         if not claimed:
             self.supervisor.kill(key, "its row was closed, or taken by another process, while it was started")
+        self.started_with[key] = options_key(replica.deployment)
         log.info("started %s as pid %s", replica, pid)
+        return True
+
+    def _gpus_of(self, replica: Replica) -> list[int]:
+        names = device_names(replica)
+        return [device.index for device in self.devices if device.kind != "cpu" and device.name in names]
 
     def _promote_if_ready(self, replica: Replica, now: datetime) -> bool:
         beat = last_beat(str(replica.pk))
@@ -186,8 +230,11 @@ class NodeAgent:
         promoted = self._row(replica, ReplicaState.LOADING).update(
             state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
         )
+        started_with = self.started_with.pop(str(replica.pk), None)
         if promoted:
-            observe_load(replica, beat)
+            # Options that were edited meanwhile are not those that it was started with.
+            if started_with == options_key(replica.deployment):
+                observe_load(replica, beat)
             log.info("%s is ready", replica)
         return True
 
@@ -248,6 +295,7 @@ class NodeAgent:
         log_tail: str = "",
     ) -> None:
         self.files.release(str(replica.pk))
+        self.started_with.pop(str(replica.pk), None)
         if not self._row(replica).update(
             state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
         ):
@@ -266,6 +314,11 @@ class NodeAgent:
     def is_empty(self) -> bool:
         """Whether no engine and no news of one is left."""
         return not self.supervisor.replicas and not self.ended
+
+
+def device_names(replica: Replica) -> set[str]:
+    """All devices that it has, or will have."""
+    return {replica.device.name, *(device.name for device in replica.more_devices.all())}
 
 
 def last_beat(replica: str) -> ReplicaBeat | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pynvml
 
 from inference.capacity.abilities import abilities
+from inference.node.hostmemory import host_memory
 
 DEFAULT_SHARE = 0.8
 GPU_SHARE = 0.92
@@ -27,6 +29,7 @@ class LocalDevice:
     budget_bytes: int
     compute_capability: tuple[int, int] = (0, 0)
     amx: bool = False
+    index: int = 0  # NVML's, which is the PCI bus's order
 
 
 def local_devices(memory_bytes: int = 0) -> list[LocalDevice]:
@@ -34,7 +37,7 @@ def local_devices(memory_bytes: int = 0) -> list[LocalDevice]:
     gpus = _nvidia()
     if gpus:
         return gpus
-    total = psutil.virtual_memory().total
+    total, _ = host_memory()
     budget = memory_bytes or int(total * DEFAULT_SHARE)
     return [LocalDevice("cpu:0", "cpu", total, budget, amx=_has_amx())]
 
@@ -58,6 +61,14 @@ def _has_amx() -> bool:
         return False
 
 
+def _visible(count: int) -> list[int]:
+    """GPUs that this node may use: those that its own CUDA_VISIBLE_DEVICES names by number, if it does."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not re.fullmatch(r"\d+(,\d+)*", named):
+        return list(range(count))
+    return sorted({int(one) for one in named.split(",") if int(one) < count})
+
+
 def _nvidia() -> list[LocalDevice]:
     try:
         pynvml.nvmlInit()
@@ -65,7 +76,7 @@ def _nvidia() -> list[LocalDevice]:
         return []
     try:
         found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
+        for index in _visible(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             found.append(
@@ -75,6 +86,7 @@ def _nvidia() -> list[LocalDevice]:
                     total,
                     int(total * GPU_SHARE),
                     tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                    index=index,
                 )
             )
         return found

@@ -123,6 +123,10 @@ def become_engine(spec: ReplicaSpec, node: int) -> NoReturn:
         os.close(log)
         live_with(node)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if spec.gpus:
+            # Read when CUDA is initialised, which nobody has done in the template.
+            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.gpus))
         from setproctitle import setproctitle
 
         from inference.engine.main import serve

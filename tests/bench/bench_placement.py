@@ -10,13 +10,16 @@ import statistics
 import time
 from dataclasses import replace
 
-from inference.capacity.placement import DeviceRoom, place
+from inference.capacity.abilities import abilities
+from inference.capacity.placement import STRATEGIES, DeviceRoom, Need, place
 from tests.bench.report import Figure, emit, say
 from tests.bench.setting import Setting
 
 NODES, DEVICES, DEPLOYMENTS = 200, 8, 1_000
 GIB = 2**30
 ROUNDS = 5
+KINDS = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+FILES = [f"acme--model-{number}--1" for number in range(400)]
 SHOWN_LINES = 8
 
 
@@ -24,16 +27,35 @@ def place_all(seed: int) -> int:
     """One after another, each with what those before it left; how many found a place."""
     rng = random.Random(seed)
     rooms = [
-        DeviceRoom(number, f"node-{number // DEVICES}/gpu:{number % DEVICES}", 80 * GIB, 0, True)
+        DeviceRoom(
+            number,
+            f"node-{number // DEVICES}/gpu:{number % DEVICES}",
+            80 * GIB,
+            0,
+            True,
+            node=f"node-{number // DEVICES}",
+            kind=KINDS[number // DEVICES % len(KINDS)],
+            used_by_others_bytes=rng.choice((0, 0, 0, GIB)),
+            abilities=abilities("gpu", compute_capability=(9, 0), alike_on_node=DEVICES),
+            files=frozenset(rng.sample(FILES, 20)),
+        )
         for number in range(NODES * DEVICES)
     ]
     placed = 0
     for _ in range(DEPLOYMENTS):
-        needed = rng.randrange(2, 72) * GIB
-        found = place(needed, rooms).device_id
-        if found is not None:
-            rooms[found] = replace(rooms[found], reserved_bytes=rooms[found].reserved_bytes + needed)
-            placed += 1
+        need = Need(
+            bytes=rng.randrange(2, 72) * GIB,
+            devices=rng.choice((1, 1, 1, 1, 1, 1, 2, 4)),
+            strategy=rng.choice(STRATEGIES),
+            options={"quantization": rng.choice(("", "", "fp8_per_block"))},
+            files=rng.choice(FILES),
+        )
+        need = replace(need, by_kind=dict.fromkeys(KINDS[1:], need.bytes + GIB))
+        found = place(need, rooms).device_ids
+        for number in found:
+            room = rooms[number]
+            rooms[number] = replace(room, reserved_bytes=room.reserved_bytes + need.on(room))
+        placed += bool(found)
     return placed
 
 

@@ -235,3 +235,37 @@ def test_who_cannot_be_loaded_says_so_until_it_is_loaded_anew(make: Make, device
     assert a.failure == ""
     reconcile(Swapper())
     assert states()["a"] == (False, 1)
+
+
+def test_several_gpus_of_one_node_are_freed_for_one_replica(
+    device: Device, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Device.objects.update(name="gpu:0", kind="H100", budget_bytes=6 * GIB)
+    Device.objects.create(
+        node=device.node, name="gpu:1", kind="H100", total_bytes=8 * GIB, budget_bytes=6 * GIB
+    )
+    a, b = make("a", kv_cache_bytes=3 * GIB), make("b", kv_cache_bytes=3 * GIB)
+    wide = make("w", tensor_parallel=2, kv_cache_bytes=GIB)
+    for one in (a, b):
+        load(one)
+    swapper = Swapper()
+    reconcile(swapper)
+    rows = [up(one) for one in (a, b)]
+    assert {str(row.device) for row in rows} == {"here/gpu:0", "here/gpu:1"}
+
+    load(wide)
+    reconcile(swapper)
+    assert states() == {"a": (True, 0), "b": (True, 0), "w": (True, 0)}
+    stopped(rows[0])
+    reconcile(swapper)
+    assert states()["w"] == (True, 0), "one of two is not enough"
+    stopped(rows[1])
+    reconcile(swapper)
+
+    replica = wide.replica_set.get()
+    assert len({replica.device, *replica.more_devices.all()}) == 2
+    # And the one that holds both of them goes for one that needs one.
+    up(wide)
+    ask(a)
+    reconcile(swapper)
+    assert states()["w"] == (True, 0)

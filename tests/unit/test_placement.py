@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.capacity.estimate import GIB, estimate
-from inference.capacity.placement import DeviceRoom, place
+from inference.capacity.placement import DeviceRoom, Need, place
 
 
 def room(number: int, budget: int, reserved: int = 0, alive: bool = True) -> DeviceRoom:
@@ -31,17 +31,19 @@ def test_the_parts_add_up() -> None:
 
 
 def test_a_refusal_says_what_is_needed_and_what_is_free() -> None:
-    placement = place(14 * GIB, [room(1, 16 * GIB, 7 * GIB)])
+    placement = place(Need(bytes=14 * GIB), [room(1, 16 * GIB, 7 * GIB)])
     assert placement.device_id is None
     assert placement.reasons == ("node/cpu:1: needs 14.0 GiB, 9.0 GiB free of a budget of 16.0 GiB",)
 
 
 def test_a_node_that_is_away_gets_nothing() -> None:
-    assert place(1, [room(1, GIB, alive=False)]).reasons == ("node/cpu:1: its node is not running",)
+    assert place(Need(bytes=1), [room(1, GIB, alive=False)]).reasons == (
+        "node/cpu:1: its node is not running",
+    )
 
 
 def test_without_any_device_the_reason_says_what_to_start() -> None:
-    assert "manage.py node" in place(1, []).reasons[0]
+    assert "manage.py node" in place(Need(bytes=1), []).reasons[0]
 
 
 @given(
@@ -52,7 +54,7 @@ def test_what_is_chosen_always_fits_and_has_the_most_room(
     needed: int, devices: list[tuple[int, int, bool]]
 ) -> None:
     rooms = [room(number, *device) for number, device in enumerate(devices)]
-    chosen = place(needed, rooms).device_id
+    chosen = place(Need(bytes=needed), rooms).device_id
     fitting = [one for one in rooms if one.alive and one.free_bytes >= needed]
     if chosen is None:
         assert not fitting

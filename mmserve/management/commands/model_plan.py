@@ -38,4 +38,12 @@ class Command(DataCommand):
         if options["json"]:
             return found
         sizes = {f"  {name}": gib(count) for name, count in found["parts"].items()}
+        found["devices"] = "; ".join(_on_device(one) for one in found["devices"])
         return {**found, "total_bytes": gib(found["total_bytes"]), "parts": "", **sizes}
+
+
+def _on_device(one: dict[str, Any]) -> str:
+    """``here/cpu:0 (cpu): 3.1 of 9.0 GiB free, up to 12 streams``."""
+    streams = "" if one["streams"] is None else f", up to {one['streams']} streams"
+    needs = f"{gib(one['needed_bytes'])} of {gib(one['free_bytes'])} free"
+    return f"{one['device']} ({one['kind']}): {needs}{streams if one['fits'] else ', does not fit'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,17 +232,45 @@ def test_a_larger_batch_takes_more() -> None:
 
 
 def test_what_if_says_parts_streams_and_where() -> None:
-    rooms = [DeviceRoom(1, "n/gpu:0", 24 * GIB, 0, True), DeviceRoom(2, "n/gpu:1", 80 * GIB, 70 * GIB, True)]
+    rooms = [
+        DeviceRoom(1, "n/gpu:0", 24 * GIB, 0, True, node="n", kind="L4"),
+        DeviceRoom(2, "n/gpu:1", 80 * GIB, 70 * GIB, True, node="n", kind="H100"),
+    ]
 
-    found = what_if(EIGHT_B, rooms, context_length=8192, streams=4, device_kind="gpu")
+    found = what_if(EIGHT_B, rooms, context_length=8192, streams=4)
     assert (found.token_bytes, found.stream_bytes, found.streams) == (131_072, GIB, 4)
-    assert (found.fits, found.device) == (True, "n/gpu:0")
+    assert (found.fits, found.devices) == (True, ("n/gpu:0",))
     assert sum(found.estimate.parts().values()) == found.estimate.total_bytes
+    first, second = found.on
+    assert (first.fits, second.fits) == (True, False)
+    # What is free beside all but the cache, in streams of a GiB.
+    without_cache = found.estimate.total_bytes - 4 * GIB
+    assert first.streams == (24 * GIB - without_cache) // GIB
+    assert second.streams == 0
+    assert second.reason is not None
 
-    more = what_if(EIGHT_B, rooms, streams=2, device_kind="gpu")
+    more = what_if(EIGHT_B, rooms, streams=2)
     assert (more.fits, more.fits_when_empty) == (False, True)
     assert len(more.reasons) == 2
-    assert what_if(EIGHT_B, rooms, streams=8, device_kind="gpu").fits_when_empty is False
+    assert what_if(EIGHT_B, rooms, streams=8).fits_when_empty is False
+
+
+def test_what_if_over_several_gpus_counts_what_each_of_them_has() -> None:
+    rooms = [DeviceRoom(n, f"n/gpu:{n}", 24 * GIB, 0, True, node="n", kind="L4") for n in range(3)]
+
+    found = what_if(EIGHT_B, rooms, context_length=8192, streams=4, tensor_parallel=2)
+
+    assert found.stream_bytes == GIB // 2
+    assert found.devices == ("n/gpu:0", "n/gpu:1")
+    assert found.estimate.kv_cache_bytes == 2 * GIB
+
+
+def test_what_if_is_corrected_by_kind_of_device() -> None:
+    rooms = [DeviceRoom(1, "n/gpu:0", 24 * GIB, 0, True, node="n", kind="L4")]
+    found = what_if(
+        EIGHT_B, rooms, context_length=8192, correct=lambda one, kind: replace(one, runtime_bytes=len(kind))
+    )
+    assert found.estimate.runtime_bytes == 2
 
 
 @given(

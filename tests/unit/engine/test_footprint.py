@@ -72,7 +72,7 @@ def test_weights_in_a_kernels_own_layout_are_counted() -> None:
 def test_a_batch_counts_from_the_load_on() -> None:
     import os
 
-    found = Footprint([{"pid": os.getpid(), "weights": 1000, "kv_cache": 0, "spans": []}])
+    found = Footprint([{"pid": os.getpid(), "weights": 1000, "kv_cache": 0, "spans": [], "resident": 0}])
     before = found.look()
     assert before["weights"] == 1000
     assert before["runtime"] > 2**20
