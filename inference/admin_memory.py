@@ -18,6 +18,7 @@ from registry.admin_base import ReadOnly
 from registry.admin_parts import in_bytes, in_utc
 
 COLUMNS = ("", "Estimated", "Last load")
+NAMES = {"kv_cache": "KV cache", "cuda_graphs": "CUDA graphs", "context": "CUDA context"}
 # From here on an estimate is worth a look.
 NOTABLE_ERROR = 0.05
 
@@ -36,7 +37,8 @@ def _of_kind(deployment: Deployment, kind: str) -> dict[str, Any]:
     rows = parts_rows(found.parts(), last.measured if last else {})
     how = "as earlier loads took it" if found.calibrated else "from the checkpoint's config and headers"
     many = f" on each of {deployment.tensor_parallel} devices" if deployment.tensor_parallel > 1 else ""
-    return {"caption": f"{kind}{many}, {how}", "rows": rows}
+    missed = f"; the last load's was off by {last.error:+.1%}" if last else ""
+    return {"caption": f"{kind}{many}, {how}{missed}", "rows": rows}
 
 
 def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tuple[str, str, str]]:
@@ -45,10 +47,10 @@ def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tupl
     for name, members in _members(predicted):
         taken = measured.get(name)
         for member in members[:-1]:
-            rows.append((member.replace("_", " "), in_bytes(predicted[member]), ""))
+            rows.append((named(member), in_bytes(predicted[member]), ""))
         last = members[-1]
         shown = "–" if taken is None else in_bytes(taken)
-        rows.append((last.replace("_", " "), in_bytes(predicted.get(last, 0)), shown))
+        rows.append((named(last), in_bytes(predicted.get(last, 0)), shown))
     total = in_bytes(sum(measured.values())) if measured else "–"
     return [*rows, ("total", in_bytes(sum(predicted.values())), total)]
 
@@ -58,9 +60,9 @@ def _members(predicted: dict[str, int]) -> Iterable[tuple[str, list[str]]]:
         yield name, [one for one in reversed(members) if one in predicted and one != name] + [name]
 
 
-def off_by_label(row: LoadObservation) -> tuple[str, str]:
-    """Kind of label, and ``+3.1%``."""
-    return ("close" if abs(row.error) <= NOTABLE_ERROR else "off", f"{row.error:+.1%}")
+def named(part: str) -> str:
+    """A part as people write it."""
+    return NAMES.get(part, part)
 
 
 @admin.register(LoadObservation)
@@ -80,7 +82,16 @@ class LoadObservationPage(ReadOnly, ModelAdmin):
     list_select_related = ("version__model",)
     search_fields = ("version__model__name",)
     list_per_page = 50
-    fields = ("version", "device_kind", "quantized", "off", "peak_streams", "taken_at", "memory", "options")
+    fields = (
+        "version",
+        "device_kind",
+        "quantized",
+        "off_by",
+        "peak_streams",
+        "taken_at",
+        "memory",
+        "options",
+    )
     readonly_fields = fields
 
     def get_queryset(self, request: Any) -> Any:
@@ -100,7 +111,11 @@ class LoadObservationPage(ReadOnly, ModelAdmin):
 
     @display(description="Off by", label={"close": "success", "off": "warning"}, ordering="error")
     def off(self, obj: LoadObservation) -> tuple[str, str]:
-        return off_by_label(obj)
+        return ("close" if abs(obj.error) <= NOTABLE_ERROR else "off", f"{obj.error:+.1%}")
+
+    @display(description="Off by")
+    def off_by(self, obj: LoadObservation) -> str:
+        return f"{obj.error:+.1%}"
 
     @display(description="Loaded at (UTC)", ordering="at")
     def taken_at(self, obj: LoadObservation) -> str:

@@ -83,14 +83,16 @@ def _of_missing(deployment: Deployment, failed: Sequence[Replica]) -> list[str]:
         if again_at > timezone.now():
             last = failed[-1].reason or "the engine ended without a reason"
             reasons.append(
-                f"{len(failed)} loads in a row failed; the next one is tried at {again_at:%H:%M:%S} UTC: {last}"
+                f"Loads that failed in a row: {len(failed)}; the next one is tried at {again_at:%H:%M:%S} UTC: {last}"
             )
     if deployment.asleep and deployment.wanted_at is None:
         reasons.append("It sleeps until somebody asks for it.")
     rooms = device_rooms()
     need = need_of(deployment, rooms)
-    if place(need, rooms).device_ids:
-        return reasons
+    if (placement := place(need, rooms)).device_ids:
+        # Where nothing else holds it back, it goes there within a second.
+        where = ", ".join(room.name for room in rooms if room.id in placement.device_ids)
+        return reasons or [f"There is room on {where}: it is the controller's turn (`manage.py controller`)."]
     return [*reasons, *refusals(need, rooms), *_of_residents(deployment, need, rooms)]
 
 

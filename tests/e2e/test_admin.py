@@ -388,7 +388,7 @@ def test_memory_pages_show_what_was_predicted_and_what_was_measured(
     for text in ("2.0 GiB", "1.8 GiB", "+12.3%"):
         say(page).to_contain_text(text)
     page.locator("#result_list th a, #result_list td a").first.click()
-    for text in ("kv cache", "context", "512.0 MiB"):
+    for text in ("KV cache", "CUDA context", "512.0 MiB", "+12.3%"):
         say(page).to_contain_text(text)
 
     page.goto(f"/admin/inference/deployment/{served['deployment']}/change/")

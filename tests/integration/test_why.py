@@ -85,6 +85,12 @@ def test_what_runs_and_what_nobody_wishes_for_needs_no_reason(device: Device, ma
     assert why_not_running(ModelVersion(pk=12345)) == []
 
 
+def test_where_there_is_room_it_is_the_controllers_turn(device: Device, make: Make) -> None:
+    [reason] = why(make("a"))
+    assert "room on here/cpu:0" in reason
+    assert "manage.py controller" in reason
+
+
 def test_without_a_node_it_says_what_to_start(make: Make) -> None:
     assert why(make("a")) == ["no node is running: start one with `manage.py node`"]
 
@@ -183,7 +189,8 @@ def test_a_backoff_says_until_when_and_what_happened(device: Device, make: Make)
     assert last.ended_at is not None
     until = last.ended_at + datetime.timedelta(seconds=8)
     assert why(deployment) == [
-        f"4 loads in a row failed; the next one is tried at {until:%H:%M:%S} UTC: exited with code 70: no such file"
+        f"Loads that failed in a row: 4; the next one is tried at {until:%H:%M:%S} UTC: "
+        "exited with code 70: no such file"
     ]
 
 
