@@ -70,6 +70,12 @@ class Generation:
         if self.assignments:
             flight.opening = ""
 
+    def expose(self, experiment: str, arm: str, unit: str) -> None:
+        """Count it for an arm of one experiment more."""
+        self.assignments[experiment] = arm
+        self.units[experiment] = unit
+        self.flight.opening = self.flight.opening or ""
+
     @property
     def fallbacks(self) -> int:
         """How many choices before the one that serves were given up."""

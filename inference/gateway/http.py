@@ -155,6 +155,7 @@ class Exchange:
         metrics.in_flight.inc()
         try:
             generation = await generator.open(plan, grant)
+            self.runtime.mirror.consider(generation)
             self._flight = generation.flight
             if plan.stream:
                 # While it is held for a model that sleeps, the client sees comments, and events if it asked.

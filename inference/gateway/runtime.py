@@ -19,6 +19,7 @@ from inference.gateway.generation import Generator
 from inference.gateway.hub import Hub, keep_alive_key, receive_forever
 from inference.gateway.ledger import Reservation, SpendSource, nothing_spent
 from inference.gateway.live import LiveState
+from inference.gateway.mirror import Mirror
 from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.table_watch import TableWatch
@@ -121,6 +122,7 @@ class GatewayRuntime:
         if not self._tasks:
             return
         if self._connected.is_set():
+            await self.mirror.stop()
             for flight in self.hub:
                 flight.fail(Unavailable("The gateway is stopping.", retry_after_s=1.0))
                 if flight.replica is not None:
@@ -160,6 +162,7 @@ class GatewayRuntime:
             controls=self.controls,
             reply_to=self._channel,
         )
+        self.mirror = Mirror(self.generator, self.table.current, self.live, self.redis)
         recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
         self._spawn("controls", self.controls.run)

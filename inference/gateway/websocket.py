@@ -201,6 +201,7 @@ class Socket:
         metrics.in_flight.inc()
         try:
             generation = await generator.open(plan, grant)
+            self._runtime.mirror.consider(generation)
             running.flight = generation.flight
             generation.flight.wants_status = frame.status and plan.stream
             if running.cancelled:

@@ -20,7 +20,7 @@ from registry.saving import save_checked
 from routing.core.assignment import BUCKETS, Deal, deal, exposed, free_slice
 from routing.core.statistics.metrics import METRICS
 from routing.experiments.report import Report, report_of
-from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, State
+from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, Kind, State
 
 # What may follow what. ``draft`` may be edited freely; the last three are for ever.
 TRANSITIONS: dict[str, frozenset[str]] = {
@@ -40,6 +40,7 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 }
 # Fields of a draft, and those that stay open while it runs: nothing that the judgement depends on.
 FIELDS = (
+    "kind", "shadow_percent", "shadow_tokens_per_day",
     "hypothesis", "target", "unit", "filters", "holdout_percent", "group", "group_percent", "primary_metric",
     "smallest_effect", "alpha", "score_name", "guardrails", "ramp", "step_minutes", "step_requests",
 )  # fmt: skip
@@ -130,7 +131,7 @@ def start_experiment(row: Experiment, *, actor: str, reason: str = "") -> Experi
     row.ramp_step = 0
     row.exposure = exposures(row, arms)[0]
     row.deal = _deal(row, arms)
-    to = State.RUNNING if row.exposure >= 1 else State.RAMPING
+    to = State.RUNNING if row.exposure >= 1 or row.kind == Kind.SHADOW else State.RAMPING
     return _move(row, to, "experiment.started", actor, reason, {"arms": _arms_of(row), "target": row.target})
 
 
@@ -283,6 +284,8 @@ def exposures(row: Experiment, arms: Sequence[Arm]) -> list[float]:
     A step is the largest treatment's percentage of the traffic. The arms' ratio is the same at every step, so
     that no step compares one time of day with another, and a unit enters an arm but never changes it.
     """
+    if row.kind == Kind.SHADOW:
+        return [row.shadow_percent / 100]
     total = sum(arm.weight for arm in arms)
     largest = max((arm.weight for arm in arms if not arm.is_control), default=total) / total
     steps = [min(1.0, step / 100 / largest) for step in row.ramp]
@@ -377,6 +380,10 @@ def _check(row: Experiment) -> None:
         )
     if row.state == State.DRAFT:
         _alias_of(row.target)
+        if row.kind == Kind.SHADOW and (row.group is not None or row.holdout_percent):
+            raise InvalidRequest(
+                "a shadow changes nobody's answer: it has no group and no holdout", param="kind"
+            )
         if row.group is not None and row.group.unit != row.unit:
             raise InvalidRequest(
                 f"the exclusion group {row.group} divides by {row.group.unit}, not by {row.unit}",
@@ -431,7 +438,9 @@ def _take_slice(row: Experiment) -> None:
 
 def _refuse_overlap(row: Experiment) -> None:
     """Two experiments on the same requests must share an exclusion group, or be for visibly different requests."""
-    others = Experiment.objects.filter(state__in=LIVE).exclude(pk=row.pk)
+    if row.kind == Kind.SHADOW:
+        return  # it changes nobody's answer
+    others = Experiment.objects.filter(state__in=LIVE).exclude(pk=row.pk).exclude(kind=Kind.SHADOW)
     others = others.filter(alias=row.alias) if row.alias is not None else others.filter(target=row.target)
     for other in others:
         if row.group_id is not None and row.group_id == other.group_id:
@@ -451,7 +460,9 @@ def _refuse_overlap(row: Experiment) -> None:
 
 def _deal(row: Experiment, arms: Sequence[Arm]) -> list[list[int | None]]:
     current: Deal = tuple((first, arm) for first, arm in row.deal)
-    wanted = exposed({arm.pk: arm.weight for arm in arms}, row.exposure)
+    # A shadow's control is whoever is copied.
+    dealt = [arm for arm in arms if row.kind == Kind.SPLIT or not arm.is_control]
+    wanted = exposed({arm.pk: arm.weight for arm in dealt}, row.exposure)
     return [[first, arm] for first, arm in deal(current, wanted)]
 
 

@@ -129,6 +129,7 @@ class ExperimentPage(ActionAdmin):
                 "How it grows",
                 {"fields": ("ramp", ("step_minutes", "step_requests"), ("group", "group_percent"))},
             ),
+            ("Shadow", {"fields": (("kind", "shadow_percent", "shadow_tokens_per_day"),)}),
             ("Why", {"fields": ("reason",)}),
         ]
 

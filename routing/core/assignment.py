@@ -49,6 +49,9 @@ class Assignment:
     served_id: str | None = None  # None: whatever the id means without the experiment
     experiment_name: str = ""
     arm_name: str = "holdout"
+    # Of a shadow: the arm that the original stands for, and how many tokens a day its copies may take.
+    control: str = ""
+    tokens_per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,10 @@ class ExperimentEntry:
     filters: Mapping[str, frozenset[str]] = field(default_factory=dict)
     holdout: int = 0  # buckets
     group: Group | None = None
+    # A shadow's deal says which requests are copied to which arm; all of them are served as if it were not.
+    shadow: bool = False
+    control: str = "control"
+    tokens_per_day: int = 0
 
 
 class _Ready:
@@ -123,14 +130,18 @@ class _Layer:
 class Experiments:
     """The running experiments by what clients name. Those of one target are tried in order of their ids."""
 
-    __slots__ = ("_by_target",)
+    __slots__ = ("_by_target", "_mirrors")
 
     def __init__(self, entries: Iterable[ExperimentEntry] = ()) -> None:
         self._by_target: dict[str, list[_Ready | _Layer]] = {}
+        self._mirrors: dict[str, list[_Ready | _Layer]] = {}
         layers: dict[tuple[str, int], _Layer] = {}
         for entry in sorted(entries, key=lambda entry: entry.id):
             one = _Ready(entry)
             for target in entry.targets:
+                if entry.shadow:
+                    self._mirrors.setdefault(target, []).append(one)
+                    continue
                 running = self._by_target.setdefault(target, [])
                 if entry.group is None:
                     running.append(one)
@@ -142,7 +153,17 @@ class Experiments:
                 layer.add(one, entry.group)
 
     def __bool__(self) -> bool:
-        return bool(self._by_target)
+        return bool(self._by_target or self._mirrors)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether any experiment is a shadow."""
+        return bool(self._mirrors)
+
+    def mirror(self, target: str, subject: Subject) -> Assignment | None:
+        """The arm that gets a copy of this request, if any."""
+        running = self._mirrors.get(target)
+        return None if running is None else _first(running, subject)
 
     def assign(self, target: str, subject: Subject) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.
@@ -184,6 +205,8 @@ def _first(running: list[_Ready | _Layer], subject: Subject) -> Assignment | Non
                 served_id=owner.served_id or None,
                 experiment_name=entry.name,
                 arm_name=owner.name,
+                control=entry.control if entry.shadow else "",
+                tokens_per_day=entry.tokens_per_day,
             )
     return None
 

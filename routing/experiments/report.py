@@ -19,7 +19,7 @@ from routing.core.statistics.metrics import METRICS, Metric
 from routing.core.statistics.mismatch import Mismatch, mismatch
 from routing.core.statistics.totals import Totals
 from routing.core.statistics.units import UnitSample
-from routing.models.experiments import LIVE, Arm, ArmTotals, Experiment, PhaseUnits
+from routing.models.experiments import LIVE, Arm, ArmTotals, Experiment, Kind, PhaseUnits
 
 DAY_S = 86_400.0
 # Share of the alpha of a guardrail: all guardrails of all arms together stop a sound experiment this often at most.
@@ -117,6 +117,7 @@ class Report:
         }
 
 
+NO_MISMATCH = Mismatch(0.0, 1.0, 0.0, broken=False)  # a shadow's pairs are whole
 VERDICTS = {
     "draft": "Not begun.",
     "mismatch": "The arms do not have the units that their shares promise: nothing below can be trusted.",
@@ -155,7 +156,11 @@ def report_of(experiment: Experiment, *, now: datetime.datetime | None = None) -
     treatments = [one for one in reports if not one.arm.is_control]
     comparisons = _comparisons(experiment, control, treatments)
     guardrails = _guardrails(experiment, control, treatments)
-    ratio = mismatch([one.units for one in reports], [one.share for one in reports])
+    ratio = (
+        NO_MISMATCH
+        if experiment.kind == Kind.SHADOW
+        else mismatch([one.units for one in reports], [one.share for one in reports])
+    )
     verdict, words, leader = _verdict(experiment, comparisons, guardrails, ratio)
     holdout = stored.get("holdout")
     return Report(
@@ -174,6 +179,11 @@ def report_of(experiment: Experiment, *, now: datetime.datetime | None = None) -
     )
 
 
+def paired(experiment: Experiment, treatments: list[ArmReport]) -> bool:
+    """Whether control and treatment had the same requests: a shadow's copies all go to its only arm."""
+    return experiment.kind == Kind.SHADOW and len(treatments) == 1
+
+
 def intervals(
     report: Report, metric: Metric
 ) -> list[tuple[ArmReport, float | None, float | None, float | None]]:
@@ -190,7 +200,14 @@ def _comparisons(
     alpha = bonferroni(experiment.alpha, len(treatments))
     return {
         one.arm.name: {
-            name: compare(metric, control.totals, one.totals, alpha=alpha, effect=experiment.smallest_effect)
+            name: compare(
+                metric,
+                control.totals,
+                one.totals,
+                alpha=alpha,
+                effect=experiment.smallest_effect,
+                paired=paired(experiment, treatments),
+            )
             for name, metric in METRICS.items()
         }
         for one in treatments
@@ -207,7 +224,14 @@ def _guardrails(
     for guardrail in experiment.guardrails:
         metric, limit = METRICS[guardrail["metric"]], float(guardrail["limit"])
         for one in treatments:
-            compared = compare(metric, control.totals, one.totals, alpha=alpha, effect=limit)
+            compared = compare(
+                metric,
+                control.totals,
+                one.totals,
+                alpha=alpha,
+                effect=limit,
+                paired=paired(experiment, treatments),
+            )
             worse = harm(metric, compared)
             if worse is None:
                 found.append(GuardrailReport(arm=one.arm.name, metric=metric, limit=limit, state="early"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from routing.core.assignment import ArmEntry, ExperimentEntry, Group
-from routing.models.experiments import LIVE, Experiment
+from routing.models.experiments import LIVE, Experiment, Kind
 
 BUCKETS_PER_PERCENT = 100
 
@@ -31,6 +31,9 @@ def entry_of(row: Experiment) -> ExperimentEntry:
         filters={name: frozenset(wanted) for name, wanted in row.filters.items()},
         holdout=row.holdout_percent * BUCKETS_PER_PERCENT,
         group=group,
+        shadow=row.kind == Kind.SHADOW,
+        control=next((arm.name for arm in row.arms.all() if arm.is_control), ""),
+        tokens_per_day=row.shadow_tokens_per_day if row.kind == Kind.SHADOW else 0,
     )
 
 

@@ -80,6 +80,13 @@ def default_ramp() -> list[int]:
     return list(RAMP)
 
 
+class Kind(models.TextChoices):
+    """How the arms get their requests."""
+
+    SPLIT = "split"  # each request is served by one arm
+    SHADOW = "shadow"  # all are served by what they ask for; copies of some go to the arms, and nobody waits for them
+
+
 class State(models.TextChoices):
     """The states of an experiment; ``routing.actions.experiments.TRANSITIONS`` says what follows what."""
 
@@ -116,6 +123,20 @@ class Experiment(models.Model):
 
     name = models.CharField(max_length=60, unique=True, validators=[check_name])
     hypothesis = models.TextField(blank=True, help_text="what is expected, and why")
+    kind = models.CharField(
+        max_length=20,
+        choices=Kind,
+        default=Kind.SPLIT,
+        help_text="shadow: copies whose answers nobody waits for",
+    )
+    shadow_percent = models.PositiveSmallIntegerField(
+        default=10,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="how much of the traffic a shadow copies",
+    )
+    shadow_tokens_per_day = models.PositiveIntegerField(
+        default=100_000, validators=[MinValueValidator(1)], help_text="tokens that a shadow's copies may take"
+    )
     target = models.CharField(
         max_length=300, help_text="the model id or route that clients name: name, name@alias, a route, auto"
     )

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from routing.core.statistics.means import Estimate, estimate, information
+from routing.core.statistics.means import Estimate, estimate, information, paired_variance
 from routing.core.statistics.metrics import METRICS, Metric
 from routing.core.statistics.planning import sequential_information
 from routing.core.statistics.quantiles import difference, interval
@@ -43,15 +43,24 @@ class Comparison:
         return self.difference / self.control, self.low / self.control, self.high / self.control
 
 
-def compare(metric: Metric, control: Totals, treatment: Totals, *, alpha: float, effect: float) -> Comparison:
-    """``effect`` is the smallest relative effect of interest; the sequence is tightest where it could be seen."""
+def compare(
+    metric: Metric, control: Totals, treatment: Totals, *, alpha: float, effect: float, paired: bool = False
+) -> Comparison:
+    """``effect`` is the smallest relative effect of interest; the sequence is tightest where it could be seen.
+
+    ``paired``: both arms had the same requests. Quantiles are compared as if they had not, which is wider.
+    """
     if metric.histogram is not None:
         return _quantile(metric, control, treatment, alpha)
     base, new = (
         estimate(arm.sums[metric.top], arm.sums[metric.bottom], proportion=metric.proportion)
         for arm in (control, treatment)
     )
-    found = difference_of(base, new, alpha=alpha, effect=effect)
+    variance = None
+    if paired:
+        sums = [(arm.sums[metric.top], arm.sums[metric.bottom]) for arm in (control, treatment)]
+        variance = paired_variance(sums[0], sums[1])
+    found = difference_of(base, new, alpha=alpha, effect=effect, variance=variance)
     delta, known = float(found.delta), float(found.information)
     if not math.isfinite(found.half):
         return Comparison(
@@ -89,9 +98,11 @@ class Difference:
     needed: Numbers
 
 
-def difference_of(base: Estimate, new: Estimate, *, alpha: float, effect: float) -> Difference:
+def difference_of(
+    base: Estimate, new: Estimate, *, alpha: float, effect: float, variance: Numbers | None = None
+) -> Difference:
     """``effect`` is relative: the boundary is tuned for the information that a change of that size needs."""
-    known = information(base, new)
+    known = information(base, new) if variance is None else 1 / variance
     absolute = effect * np.abs(base.value)
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = sequential_information(1.0, alpha) / absolute**2

@@ -52,6 +52,29 @@ def estimate(top: Numbers, bottom: Numbers, *, proportion: bool = False) -> Esti
     return Estimate(value, np.where(early, np.inf, variance), count)
 
 
+def paired_variance(control: tuple[Numbers, Numbers], treatment: tuple[Numbers, Numbers]) -> Numbers:
+    """The variance of the difference when both arms had the same requests: top and bottom of each, by cluster.
+
+    A request's two answers lie in the same cluster, so what they have in common drops out of the difference of
+    the clusters' residuals. Infinite while it is too early.
+    """
+    count = 0.0
+    residuals: Numbers = np.zeros(1)
+    clusters: Numbers = np.zeros(1)
+    for sign, (top, bottom) in ((-1.0, control), (1.0, treatment)):
+        total = bottom.sum(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = (top.sum(axis=-1) / total)[..., None]
+            residuals = residuals + sign * (top - mean * bottom) / total[..., None]
+        clusters = clusters + (bottom > 0)
+        count = count + total
+    used = (clusters > 0).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = (residuals**2).sum(axis=-1) * used / (used - 1)
+    early = (used < MIN_CLUSTERS) | (count < 2 * MIN_COUNT) | ~np.isfinite(variance) | (variance <= 0)
+    return np.where(early, np.inf, variance)
+
+
 def information(control: Estimate, treatment: Estimate) -> Numbers:
     """One over the variance of the difference; 0 while it is too early."""
     return 1 / (control.variance + treatment.variance)

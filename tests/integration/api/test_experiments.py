@@ -269,3 +269,36 @@ def test_a_version_of_an_open_experiment_is_not_retired(draft: Experiment, versi
         archive_version(versions[1], actor="tests")
     actions.roll_back_experiment(draft, actor="tests")
     archive_version(versions[1], actor="tests")
+
+
+def test_a_shadow_changes_nobodys_version_and_is_compared_in_pairs(draft: Experiment) -> None:
+    actions.update_experiment(draft, actor="tests", kind="shadow", shadow_percent=50)
+    actions.start_experiment(draft, actor="tests")
+    assert draft.state == State.RUNNING
+    running = Experiments(experiment_entries())
+    assert assignment("ada") is None
+    copied = [running.mirror("acme/echo", Subject(request="r", user=f"u{n}")) for n in range(1000)]
+    assert {one.arm_name for one in copied if one} == {"new"}
+    assert 400 < sum(one is not None for one in copied) < 600
+    rng = random.Random(5)
+    records = []
+    for one in filter(None, copied):
+        seconds = rng.lognormvariate(0, 1)
+        for arm, factor in ((one.control, 1.0), (one.arm_name, 0.7 + rng.random() / 10)):
+            record = traffic_record(f"{len(records):024x}", seconds * factor)
+            record.assignments, record.units = {"faster": arm}, {"faster": f"{one.phase}.{one.unit:016x}"}
+            records.append(record)
+    settle(records)
+    report = report_of(draft)
+    assert report.verdict == "better"
+    assert not report.mismatch.broken
+    with pytest.raises(Conflict, match="ramping"):
+        actions.ramp_experiment(draft, actor="tests")
+
+
+def traffic_record(request_id: str, e2e_s: float) -> UsageRecord:
+    return UsageRecord(
+        request_id=request_id, key="k", model="acme/echo", served_id="acme/echo@1", deployment="d",
+        endpoint="completions", outcome="completed", status=200, at=1_790_000_000.0, stream=False,
+        completion_tokens=20, e2e_s=e2e_s,
+    )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 from typing import Any
 
 import msgspec
 import redis
 
+from inference.gateway.mirror import spent_key
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
 from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
@@ -146,3 +149,56 @@ async def test_an_answer_that_declines_is_marked_in_experiments_only(open_gatewa
     assert inside.assignments
     assert inside.refusal
     assert not outside.refusal
+
+
+def shadow(**fields: Any) -> ExperimentEntry:
+    """Every request is copied to ``new``; a budget of a million tokens a day."""
+    return experiment(**({"shadow": True, "control": "control", "tokens_per_day": 1_000_000} | fields))
+
+
+async def test_a_shadows_copy_goes_to_the_arm_and_the_client_gets_the_original(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("copy"), deployment="echo"),
+        FakeEngine(
+            gateway.redis_url, gateway.layer, script=words("original"), deployment="other"
+        ) as original,
+    ):
+        gateway.runtime.table._table = table(shadow())
+        await until(lambda: len([1 for load in gateway.runtime.live.loads.values() if load.ready]) == 2)
+        original.gate.clear()
+        asked = asyncio.create_task(gateway.client.post("/v1/completions", {**BODY, "user": "ada"}))
+        (copy,) = await records(gateway, 1)  # the copy is done while the original still waits
+        original.gate.set()
+        answer = await asked
+        found = {one.key: one for one in await records(gateway, 2)}
+        client = redis.Redis.from_url(gateway.redis_url)
+        await until(lambda: len(client.keys("mmserve:shadow:faster:*")) == 1)
+        client.close()
+    assert answer.json()["choices"][0]["text"] == "original"
+    assert answer.headers["x-mmserve-model"] == "acme/echo@1"
+    assert copy.key == "shadow"
+    assert copy.served_id == "acme/echo@2"
+    assert copy.assignments == {"faster": "new"}
+    assert found["k1"].assignments == {"faster": "control"}
+    assert found["k1"].units == copy.units
+
+
+async def test_a_shadow_copies_nothing_without_room_budget_or_a_replica(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("copy"), deployment="echo"),
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("original"), deployment="other"),
+    ):
+        gateway.runtime.table._table = table(shadow(tokens_per_day=5))
+        await until(lambda: len([1 for load in gateway.runtime.live.loads.values() if load.ready]) == 2)
+        client = redis.Redis.from_url(gateway.redis_url)
+        client.set(spent_key("faster", f"{datetime.datetime.now(datetime.UTC):%Y%m%d}"), 5)
+        await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        gateway.runtime.table._table = table(shadow(), deployed=False)  # the arm's version has no deployment
+        await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        found = await records(gateway, 2)
+        client.close()
+        await until(lambda: not gateway.runtime.mirror._tasks)
+    assert [one.key for one in found] == ["k1", "k1"]
+    assert not any(one.assignments for one in found)

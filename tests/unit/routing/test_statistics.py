@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from routing.core.statistics import metrics as m
 from routing.core.statistics.compare import Difference, compare, difference_of, harm
-from routing.core.statistics.means import estimate
+from routing.core.statistics.means import estimate, paired_variance
 from routing.core.statistics.metrics import METRICS
 from routing.core.statistics.mismatch import ALPHA as RATIO_ALPHA
 from routing.core.statistics.mismatch import chi_square_tail, log_bayes_factor, mismatch
@@ -341,3 +341,36 @@ def test_samples_merge_into_the_sample_of_all_units() -> None:
     one.merge(other)
     assert one.counts() == both.counts()
     assert one.distinct() == both.distinct()
+
+
+def test_pairs_find_a_difference_that_two_groups_of_the_same_size_hide() -> None:
+    rng = np.random.default_rng(12)
+    original, copy = Totals(), Totals()
+    for unit in range(400):
+        seconds = float(rng.lognormal(0, 1))  # requests differ a lot, two answers to one request little
+        original.add(Outcome(unit=unit, succeeded=True, e2e_s=seconds))
+        copy.add(Outcome(unit=unit, succeeded=True, e2e_s=seconds * float(rng.normal(0.9, 0.05))))
+    apart = compare(METRICS["e2e"], original, copy, alpha=ALPHA, effect=0.1)
+    pairs = compare(METRICS["e2e"], original, copy, alpha=ALPHA, effect=0.1, paired=True)
+    assert apart.high is not None
+    assert pairs.high is not None
+    assert pairs.high < 0 < apart.high
+    assert pairs.difference == apart.difference
+
+
+def test_looking_all_the_time_at_pairs_without_a_difference_errs_no_more_often_than_alpha() -> None:
+    rng = np.random.default_rng(13)
+    shape = (RUNS, UNITS)
+    sums = [np.zeros(shape) for _ in range(3)]
+    wrong = np.zeros(RUNS, bool)
+    for _ in range(LOOKS):
+        count = rng.poisson(4, shape).astype(float)
+        common = rng.gamma(np.maximum(count, 1e-9)) * (count > 0)
+        sums[0] += count
+        sums[1] += common + rng.normal(0, 0.3, shape) * np.sqrt(count)
+        sums[2] += common + rng.normal(0, 0.3, shape) * np.sqrt(count)
+        base, new = estimate(sums[1], sums[0]), estimate(sums[2], sums[0])
+        variance = paired_variance((sums[1], sums[0]), (sums[2], sums[0]))
+        found = difference_of(base, new, alpha=ALPHA, effect=0.05, variance=variance)
+        wrong |= np.abs(found.delta) > found.half
+    assert 0 < wrong.mean() <= ALPHA + SLACK
