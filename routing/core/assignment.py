@@ -1,9 +1,9 @@
 """Which arm of which experiment a request belongs to. Pure: the same unit always gets the same arm.
 
-A unit (key, user, session or request) is hashed once with BLAKE2b; each experiment mixes that with a random salt of
-its own (the constants of MurmurHash3's finaliser, Appleby 2011), so that experiments are independent of each other.
-The mixed number falls into one of 10,000 buckets, and the buckets are dealt out to the arms: a new share moves only
-those buckets that have to change hands (:func:`deal`).
+A unit (key, user, session or request) is hashed once with BLAKE2b. Each experiment divides those hashes into 10,000
+buckets by a universal hash function that is keyed with its own random salt, so that experiments are independent of
+each other; the buckets are dealt out to the arms. A new share moves only those buckets that have to change hands
+(:func:`deal`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
+from typing import Any
 
 BUCKETS = 10_000
 UNITS = ("key", "user", "session", "request")
@@ -20,6 +21,8 @@ FILTERS = ("key", "team", "endpoint", "language", "tags")
 HOLDOUT = 0  # the arm of units that are kept out for good
 MASK = 2**64 - 1
 _FIRST, _SECOND = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+_PRIME = 2**61 - 1
+_UNKNOWN = -1
 _HOLDOUT_SALT = 0xA0761D6478BD642F
 _SAMPLE_SALT = 0xE7037ED1A0B428DB
 
@@ -64,6 +67,7 @@ class ArmEntry:
 
 
 _KEPT_OUT = ArmEntry(id=HOLDOUT, name="holdout", served_id="")
+_PERHAPS_HELD_OUT = ArmEntry(id=-1, name="", served_id="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,60 +104,132 @@ class ExperimentEntry:
 class _Ready:
     """An entry laid out for speed: an owner for every bucket."""
 
-    __slots__ = ("entry", "filters", "holdout", "holdout_salt", "owners", "salt", "unit")
+    __slots__ = ("entry", "filters", "holdout", "owners")
 
     def __init__(self, entry: ExperimentEntry) -> None:
         self.entry = entry
-        self.unit = entry.unit
-        self.salt = entry.salt
         self.filters = tuple((name, wanted) for name, wanted in entry.filters.items() if wanted)
-        self.holdout = entry.holdout
-        self.holdout_salt = (entry.salt if entry.group is None else entry.group.salt) ^ _HOLDOUT_SALT
+        self.holdout = _Divider(_salt(entry) ^ _HOLDOUT_SALT) if entry.holdout else None
         by_id = {arm.id: arm for arm in entry.arms}
-        self.owners = [None if arm is None else by_id.get(arm) for arm in _owners(entry.deal)]
+        # With a holdout, every unit is looked at more closely.
+        nobody = _PERHAPS_HELD_OUT if entry.holdout else None
+        owners = [None if arm is None else by_id.get(arm) for arm in _owners(entry.deal)]
+        self.owners = [owner or nobody for owner in owners]
+
+    def found(self, unit: int, owner: ArmEntry, subject: Subject) -> Assignment | None:
+        """The assignment of a unit whose bucket is the owner's; None where a filter is not met."""
+        entry = self.entry
+        if self.filters and not _matches(self.filters, subject):
+            return None
+        if self.holdout is not None and self.holdout.bucket(unit) < entry.holdout:
+            owner = _KEPT_OUT
+        elif owner is _PERHAPS_HELD_OUT:
+            return None
+        return Assignment(
+            experiment=entry.id,
+            phase=entry.phase,
+            arm=owner.id,
+            unit=mix(unit ^ entry.salt),
+            served_id=owner.served_id or None,
+            experiment_name=entry.name,
+            arm_name=owner.name,
+            control=entry.control if entry.shadow else "",
+            tokens_per_day=entry.tokens_per_day,
+        )
+
+
+class _Divider:
+    """Units into buckets: (a·unit + b) mod p, an independent division for every salt.
+
+    Carter and Wegman, "Universal classes of hash functions", 1979; p is the Mersenne prime 2^61 - 1.
+    """
+
+    __slots__ = ("a", "b")
+
+    def __init__(self, salt: int) -> None:
+        self.a = mix(salt) % (_PRIME - 1) + 1
+        self.b = mix(salt ^ _FIRST) % _PRIME
+
+    def bucket(self, unit: int) -> int:
+        return (unit * self.a + self.b) % _PRIME * BUCKETS >> 61
 
 
 class _Layer:
     """An exclusion group: which experiment, if any, has each bucket of the group's own layer."""
 
-    __slots__ = ("members", "salt", "unit")
+    __slots__ = ("members",)
 
-    def __init__(self, group: Group) -> None:
-        self.unit = group.unit
-        self.salt = group.salt
-        self.members: list[_Ready | None] = [None] * BUCKETS
+    def __init__(self) -> None:
+        self.members: list[tuple[_Ready, _Divider] | None] = [None] * BUCKETS
 
     def add(self, one: _Ready, group: Group) -> None:
-        self.members[group.low : group.high] = [one] * (group.high - group.low)
+        self.members[group.low : group.high] = [(one, _Divider(one.entry.salt))] * (group.high - group.low)
+
+
+class _Line:
+    """What runs on one target. ``steps`` are tuples, because their loop runs for every request."""
+
+    __slots__ = ("kinds", "layers", "steps")
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        # Place of the unit's kind, the division, and who has each bucket: an arm, or a group's member.
+        self.steps: list[tuple[int, int, int, list[Any], _Ready | None]] = []
+        self.layers: dict[int, _Layer] = {}
+
+    def add(self, one: _Ready) -> None:
+        group = one.entry.group
+        if group is None:
+            self._add(one.entry.unit, one.entry.salt, one.owners, one)
+            return
+        layer = self.layers.get(group.salt)
+        if layer is None:
+            layer = self.layers[group.salt] = _Layer()
+            self._add(group.unit, group.salt, layer.members, None)
+        layer.add(one, group)
+
+    def _add(self, kind: str, salt: int, owners: list[Any], one: _Ready | None) -> None:
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        divider = _Divider(salt)
+        self.steps.append((self.kinds.index(kind), divider.a, divider.b, owners, one))
+
+    def first(self, subject: Subject) -> Assignment | None:
+        """The first experiment that this request is in."""
+        units = [unit_hash(kind, getattr(subject, kind)) for kind in self.kinds]
+        for kind, a, b, owners, one in self.steps:
+            unit = units[kind]
+            owner = owners[(unit * a + b) % _PRIME * BUCKETS >> 61]
+            if owner is None or unit == _UNKNOWN:
+                continue
+            ready = one
+            if ready is None:
+                ready, divider = owner
+                owner = ready.owners[divider.bucket(unit)]
+                if owner is None:
+                    continue
+            found = ready.found(unit, owner, subject)
+            if found is not None:
+                return found
+        return None
 
 
 class Experiments:
     """The running experiments by what clients name. Those of one target are tried in order of their ids."""
 
-    __slots__ = ("_by_target", "_mirrors")
+    __slots__ = ("_mirrors", "_split")
 
     def __init__(self, entries: Iterable[ExperimentEntry] = ()) -> None:
-        self._by_target: dict[str, list[_Ready | _Layer]] = {}
-        self._mirrors: dict[str, list[_Ready | _Layer]] = {}
-        layers: dict[tuple[str, int], _Layer] = {}
+        self._split: dict[str, _Line] = {}
+        self._mirrors: dict[str, _Line] = {}
         for entry in sorted(entries, key=lambda entry: entry.id):
             one = _Ready(entry)
+            lines = self._mirrors if entry.shadow else self._split
             for target in entry.targets:
-                if entry.shadow:
-                    self._mirrors.setdefault(target, []).append(one)
-                    continue
-                running = self._by_target.setdefault(target, [])
-                if entry.group is None:
-                    running.append(one)
-                    continue
-                layer = layers.get((target, entry.group.salt))
-                if layer is None:
-                    layer = layers[target, entry.group.salt] = _Layer(entry.group)
-                    running.append(layer)
-                layer.add(one, entry.group)
+                lines.setdefault(target, _Line()).add(one)
 
     def __bool__(self) -> bool:
-        return bool(self._by_target or self._mirrors)
+        return bool(self._split or self._mirrors)
 
     @property
     def mirrors(self) -> bool:
@@ -162,53 +238,21 @@ class Experiments:
 
     def mirror(self, target: str, subject: Subject) -> Assignment | None:
         """The arm that gets a copy of this request, if any."""
-        running = self._mirrors.get(target)
-        return None if running is None else _first(running, subject)
+        line = self._mirrors.get(target)
+        return None if line is None else line.first(subject)
 
     def assign(self, target: str, subject: Subject) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.
 
         A request that does not name the experiment's unit (no ``user``, no session) is not in it.
         """
-        running = self._by_target.get(target)
-        return None if running is None else _first(running, subject)
+        line = self._split.get(target)
+        return None if line is None else line.first(subject)
 
 
-def _first(running: list[_Ready | _Layer], subject: Subject) -> Assignment | None:
-    hashed: dict[str, int] = {}
-    for found in running:
-        name = found.unit
-        unit = hashed.get(name)
-        if unit is None:
-            text = getattr(subject, name)
-            unit = hashed[name] = unit_hash(name, text) if text else -1
-        if unit < 0:
-            continue
-        one = found.members[bucket(mix(unit ^ found.salt))] if isinstance(found, _Layer) else found
-        if one is None:
-            continue
-        if one.filters and not _matches(one.filters, subject):
-            continue
-        # mix(), written out: this line runs for every experiment of every request.
-        number = (unit ^ one.salt) * _FIRST & MASK
-        number = (number ^ number >> 32) * _SECOND & MASK
-        owner = one.owners[number * BUCKETS >> 64]
-        if one.holdout and bucket(mix(unit ^ one.holdout_salt)) < one.holdout:
-            owner = _KEPT_OUT
-        if owner is not None:
-            entry = one.entry
-            return Assignment(
-                experiment=entry.id,
-                phase=entry.phase,
-                arm=owner.id,
-                unit=number,
-                served_id=owner.served_id or None,
-                experiment_name=entry.name,
-                arm_name=owner.name,
-                control=entry.control if entry.shadow else "",
-                tokens_per_day=entry.tokens_per_day,
-            )
-    return None
+def _salt(entry: ExperimentEntry) -> int:
+    """Experiments of one group hold out the same units."""
+    return entry.salt if entry.group is None else entry.group.salt
 
 
 def _matches(filters: Sequence[tuple[str, frozenset[str]]], subject: Subject) -> bool:
@@ -222,20 +266,17 @@ def _matches(filters: Sequence[tuple[str, frozenset[str]]], subject: Subject) ->
 
 
 def unit_hash(kind: str, text: str) -> int:
-    """64 bits of a unit; a key and a user of the same name are different units."""
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=kind.encode()).digest()
-    return int.from_bytes(digest, "big")
+    """61 bits of a unit; a key and a user of the same name are different units. _UNKNOWN where none is named."""
+    if not text:
+        return _UNKNOWN
+    digest = blake2b(f"{kind}:{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 3
 
 
 def mix(number: int) -> int:
     """64 well-mixed bits of 64 bits: multiply, fold, multiply, as in MurmurHash3's finaliser."""
     number = number * _FIRST & MASK
     return (number ^ number >> 32) * _SECOND & MASK
-
-
-def bucket(number: int) -> int:
-    """The bucket of a mixed number, by its upper bits."""
-    return number * BUCKETS >> 64
 
 
 def sample_rank(unit: int) -> int:
