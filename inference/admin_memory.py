@@ -12,6 +12,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
 from inference.capacity.calibration import MEASURED, grouped
+from inference.capacity.estimate import kv_cost
 from inference.memory import estimate_for
 from inference.models import Deployment, Device, LoadObservation
 from registry.admin_base import ReadOnly
@@ -38,7 +39,17 @@ def _of_kind(deployment: Deployment, kind: str) -> dict[str, Any]:
     how = "as earlier loads took it" if found.calibrated else "from the checkpoint's config and headers"
     many = f" on each of {deployment.tensor_parallel} devices" if deployment.tensor_parallel > 1 else ""
     missed = f"; the last load's was off by {last.error:+.1%}" if last else ""
-    return {"caption": f"{kind}{many}, {how}{missed}", "rows": rows}
+    return {"caption": f"{kind}{many}, {how}{missed}{_streams(deployment)}", "rows": rows}
+
+
+def _streams(deployment: Deployment) -> str:
+    """How many streams of the whole context the cache holds."""
+    facts = deployment.version.facts
+    context = deployment.context_length or facts.get("context_length")
+    cost = kv_cost(facts, 4.0 if deployment.dtype == "float32" else 2.0, deployment.tensor_parallel)
+    if cost is None or not context or not (a_stream := cost.stream_bytes(context)):
+        return ""
+    return f"; the cache holds {deployment.kv_cache_bytes // a_stream:,} streams of {context:,} tokens"
 
 
 def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tuple[str, str, str]]:

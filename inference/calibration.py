@@ -26,6 +26,8 @@ MATTERING = (
     "guided_decoding",
 )
 OTHERS = 20
+# Loads of one version on one kind of device that are remembered.
+KEPT = 200
 # A batch's growth is written down when it is worth a row's change.
 GROWTH_BYTES = 2**20
 
@@ -83,6 +85,7 @@ def observe_load(replica: Replica, beat: ReplicaBeat) -> LoadObservation | None:
         },
     )[0]
     _reserve_what_it_takes(replica, row)
+    _forget_old(row)
     return row
 
 
@@ -118,6 +121,14 @@ def _reserve_what_it_takes(replica: Replica, row: LoadObservation) -> None:
         batch = max(batch, grouped(row.predicted)["activations"])
     measured = sum(count for name, count in row.measured.items() if name != "activations")
     Replica.objects.filter(pk=replica.pk).update(reserved_bytes=measured + batch)
+
+
+def _forget_old(row: LoadObservation) -> None:
+    """What is swapped all day would fill the table."""
+    alike = LoadObservation.objects.filter(version=row.version, device_kind=row.device_kind)
+    old = list(alike.values_list("pk", flat=True)[KEPT:])
+    if old:
+        LoadObservation.objects.filter(pk__in=old).delete()
 
 
 def _observed(row: LoadObservation) -> Observed:

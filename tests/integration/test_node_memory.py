@@ -183,6 +183,22 @@ def test_what_a_load_took_is_written_down_reserved_and_expected_of_the_next(
     assert {one.labels["part"] for one in sizes.samples} == {"weights", "kv_cache", "activations", "runtime"}
 
 
+def test_the_latest_loads_are_kept(machine: Machine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.calibration.KEPT", 2)
+    agent, processes = machine()
+    deployment = make("a")
+    for number in range(3):
+        reconcile()
+        replica = deployment.replica_set.get(state=ReplicaState.PENDING)
+        agent.tick()
+        beat(replica, memory={**MEASURED, "weights": number})
+        agent.tick()
+        processes.ends.append(ReplicaExit(str(replica.pk), 0, "killed", "", -9))
+        agent.tick()
+
+    assert [row.measured["weights"] for row in LoadObservation.objects.all()] == [2, 1]
+
+
 def test_options_that_were_edited_while_it_loaded_are_not_what_it_was_loaded_with(
     machine: Machine, make: Make
 ) -> None:

@@ -293,3 +293,39 @@ def test_created_is_the_models_own_time(reader: APIClient, ready: ModelVersion) 
     created = reader.get("/v1/models/acme/echo").json()["created"]
 
     assert created == int(Model.objects.get().created_at.replace(tzinfo=datetime.UTC).timestamp())
+
+
+def test_a_plan_says_by_part_what_it_takes_and_on_which_devices_it_fits(
+    manager: APIClient, ready: ModelVersion, device: Device
+) -> None:
+    facts = {"layers": 2, "kv_heads": 2, "head_size": 64, "weight_bytes": 10**9, "parameters": 5 * 10**8}
+    ModelVersion.objects.filter(pk=ready.pk).update(facts={**facts, "context_length": 1000})
+    Device.objects.create(
+        node=device.node, name="gpu:0", kind="NVIDIA L4", total_bytes=2**34, budget_bytes=10**9
+    )
+
+    found = manager.get("/v1/models/acme/echo@1/plan?streams=3").json()
+
+    assert found["total_bytes"] == sum(found["parts"].values())
+    assert found["parts"]["weights"] == 10**9
+    assert (found["fits"], found["device"], found["calibrated"]) == (True, "here/cpu:0", False)
+    on = {one["device"]: one for one in found["devices"]}
+    assert (on["here/cpu:0"]["fits"], on["here/cpu:0"]["reason"]) == (True, None)
+    # A thousand tokens of 1,024 bytes each, in all that is left beside the rest.
+    rest = found["total_bytes"] - 3 * 1_024_000
+    assert on["here/cpu:0"]["streams"] == (2**35 - rest) // 1_024_000
+    assert (on["here/gpu:0"]["fits"], on["here/gpu:0"]["streams"]) == (False, 0)
+    assert "of a budget of 0.9 GiB" in on["here/gpu:0"]["reason"]
+
+
+def test_why_it_is_not_running_stands_beside_the_status(
+    reader: APIClient, deployment: Deployment, device: Device
+) -> None:
+    Device.objects.update(budget_bytes=2**20)
+    found = reader.get("/v1/models/acme/echo").json()
+    assert found["status"] == "loading"
+    [reason] = found["why"]
+    assert reason.startswith("here/cpu:0: needs ")
+    assert reader.get("/v1/models/acme/echo@1").json()["why"] == [reason]
+    [one] = reader.get("/v1/models").json()["data"]
+    assert "why" not in one

@@ -290,3 +290,34 @@ def test_a_stream_never_shrinks_and_a_window_never_costs_more(
     assert windowed is not None
     assert windowed.stream_bytes(tokens) <= plain.stream_bytes(tokens)
     assert windowed.stream_bytes(tokens) <= windowed.stream_bytes(tokens + 1)
+
+
+@given(
+    layers=st.integers(1, 100),
+    kv=st.integers(1, 64),
+    heads=st.integers(1, 64),
+    latent=st.none() | st.integers(1, 1024),
+    state=st.integers(0, 10_000),
+    devices=st.sampled_from([1, 2, 4, 8]),
+)
+def test_shares_together_are_never_less_than_the_whole_and_none_is_more(
+    layers: int, kv: int, heads: int, latent: int | None, state: int, devices: int
+) -> None:
+    facts = {
+        "layers": layers,
+        "kv_heads": kv,
+        "head_size": heads,
+        "hidden_size": 64,
+        "kv_lora_rank": latent,
+        "recurrent_layers": layers // 2,
+        "state_size": state,
+        "parameters": 10**8 * layers,
+        "weight_bytes": 2 * 10**8 * layers,
+    }
+    whole, share = kv_cost(facts), kv_cost(facts, tensor_parallel=devices)
+
+    assert whole is not None
+    assert share is not None
+    assert share.stream_bytes(1000) <= whole.stream_bytes(1000) <= devices * share.stream_bytes(1000)
+    weights, part = weight_share(facts), weight_share(facts, tensor_parallel=devices)
+    assert part <= weights <= devices * part + devices
