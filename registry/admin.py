@@ -10,17 +10,29 @@ from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
 from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 
 from mmserve.errors import InvalidRequest
 from registry import actions, history
+from registry.actions.aliases import FIRST_ALIAS
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, ReasonModelForm
-from registry.admin_forms import DuplicateForm, ModelForm, VersionForm
-from registry.admin_parts import bar, facts_table, in_bytes, in_red, in_short, in_utc, markdown
+from registry.admin_forms import DuplicateForm, ModelForm, PromoteForm, RollbackForm, VersionForm
+from registry.admin_parts import (
+    bar,
+    facts_table,
+    in_bytes,
+    in_red,
+    in_short,
+    in_utc,
+    links_list,
+    markdown,
+    progress_bars,
+)
 from registry.models import PUBLISHED, Alias, Event, Model, ModelVersion, VersionFile, VersionState
 
 FACT_LABELS = {
@@ -103,7 +115,7 @@ class ModelPage(ActionAdmin):
     TRUST = ("trust_remote_code", "allow_pickle")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        described = ("name", "risks", "described") if obj else ("name",)
+        described = self.get_readonly_fields(request, obj) or ("name",)
         return [
             (None, {"fields": (*described, *self.DESCRIBING, "reason")}),
             ("Trust: both let files run code on this machine", {"fields": (self.TRUST,)}),
@@ -133,16 +145,19 @@ class ModelPage(ActionAdmin):
             found = history.parse_moment(asked)
             at = found or at
             error = "" if found else f"{asked[:40]!r} is no date and time"
+        events = history.events_of(row.name).filter(at__lte=at)[: TIMELINE_EVENTS + 1]
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
             "title": f"Timeline of {row}",
             "row": row,
+            "original": row,
             "back": self.row_url(object_id),
             "at": at,
             "error": error,
             "meaning": history.meaning_at(row.name, at),
-            "events": history.events_of(row.name).filter(at__lte=at)[:TIMELINE_EVENTS],
+            "events": events[:TIMELINE_EVENTS],
+            "more": len(events) > TIMELINE_EVENTS,
         }
         return TemplateResponse(request, "admin/timeline.html", context)
 
@@ -151,7 +166,11 @@ class ModelPage(ActionAdmin):
         return rows.prefetch_related("aliases__version").annotate(number=Count("versions"))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return ("name", "risks", "described") if obj else ()
+        return ("name", "slug", "risks", "described", "linked") if obj else ()
+
+    @display(description="Links, as shown")
+    def linked(self, obj: Model) -> SafeString | str:
+        return links_list(obj.links)
 
     @display(description="Versions", ordering="number")
     def version_count(self, obj: Any) -> int:
@@ -201,13 +220,23 @@ class VersionPage(ActionAdmin):
     autocomplete_fields = ("model",)
     form = VersionForm
     inlines = (FileInline,)
-    actions_detail = ("import_files", "cancel", "promote", "duplicate", "verify", "archive", "restore")
+    actions_detail = (
+        *("import_files", "cancel", "promote", "duplicate"),
+        {"title": "More", "items": ["verify", "archive", "restore"]},
+    )
     SHOWN: tuple[str, ...] = ("state_label", "progress_bar", "state_reason")
     PRICE_ROWS = (("price_input", "price_cached_input"), ("price_output", "price_device_hour"))
     PRICES = tuple(name for row in PRICE_ROWS for name in row)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("model").prefetch_related("aliases")
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """The rows know that they stand in a list."""
+        changelist = super().get_changelist_instance(request)
+        for row in changelist.result_list:
+            row.in_a_list = True
+        return changelist
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         asked = ("model", "version", "source_uri", "description", "tags", "engine_options", "reason")
@@ -267,7 +296,9 @@ class VersionPage(ActionAdmin):
             bar(file["done_bytes"], file["total_bytes"], f"{file['path']}: {in_bytes(file['total_bytes'])}")
             for file in progress.get("files", ())
         ]
-        return format_html_join("", "{}", ((one,) for one in (bar(done, total, ", ".join(words)), *files)))
+        # A list shows many: only a version's own page looks again by itself.
+        watched = not hasattr(obj, "in_a_list")
+        return progress_bars(obj.pk, [bar(done, total, ", ".join(words)), *files], watched=watched)
 
     @display(description="Runs foreign code")
     def risks(self, obj: ModelVersion) -> SafeString | str:
@@ -351,7 +382,8 @@ class VersionPage(ActionAdmin):
             explanation="A new version of the same files, with other engine options. A version that is ready "
             "never changes itself.",
             button="Duplicate",
-            done="{row} was duplicated.",
+            done="{made} is a duplicate of {row}.",
+            again=True,
             form_class=DuplicateForm,
             initial={"engine_options": row.engine_options if row else {}},
         )
@@ -371,15 +403,22 @@ class VersionPage(ActionAdmin):
 
     @action(description="Promote", icon="publish", permissions=["change"])
     def promote(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        aliases = list(row.model.aliases.select_related("version")) if row else []
         return self.confirmed(
             request,
             object_id,
             actions.promote,
             title="Promote {row}?",
-            explanation="The model's default alias moves to this version: clients that ask for the bare name "
-            "get it from now on.",
+            explanation="The alias moves to this version: clients that ask for it get this one from now on, and so do "
+            f"those that ask for the bare name, if it is the default one. {_meanings(aliases)}",
             button="Promote",
-            done="{row} is what the model's name means now.",
+            done="{made} means {row} now.",
+            form_class=PromoteForm,
+            initial={
+                "alias": next((alias.name for alias in aliases if alias.is_default), FIRST_ALIAS),
+                "seen": {alias.name: alias.revision for alias in aliases},
+            },
         )
 
     @action(description="Archive", icon="archive", permissions=["change"])
@@ -458,14 +497,18 @@ class AliasPage(ActionAdmin):
 
     @action(description="Roll back", icon="undo", permissions=["change"])
     def rollback(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        now, before = (row.version.version, actions.aliases.meant_before(row)) if row else ("", None)
         return self.confirmed(
             request,
             object_id,
             lambda row, **why: actions.rollback(row.model, alias=row.name, **why),
             title="Roll {row} back?",
-            explanation="The alias moves to the version that it meant before.",
+            explanation=f"It means {now} now, and goes back to {before or 'nothing: it has meant no other'}.",
             button="Roll back",
-            done="{row} was rolled back.",
+            done="{made} means {made.version.version} again.",
+            form_class=RollbackForm,
+            initial={"expected_revision": row.revision if row else None},
         )
 
     @action(description="Make default", icon="star", permissions=["change"])
@@ -485,7 +528,7 @@ class AliasPage(ActionAdmin):
 class EventPage(ReadOnly, ModelAdmin):
     """The timeline: who did what to which thing, and why."""
 
-    list_display = ("when", "kind_label", "subject", "actor", "reason", "revision")
+    list_display = ("when", "kind_label", "subject", "changed", "actor", "reason", "revision")
     list_filter = ("kind",)
     search_fields = ("subject", "actor", "reason")
     date_hierarchy = "at"
@@ -509,9 +552,23 @@ class EventPage(ReadOnly, ModelAdmin):
     def kind_label(self, obj: Event) -> str:
         return obj.kind
 
+    @display(description="Change")
+    def changed(self, obj: Event) -> str:
+        return Truncator(obj.change).chars(80) or "–"
+
     @display(description="When (UTC)", ordering="at")
     def when(self, obj: Event) -> SafeString:
         return format_html('<span class="whitespace-nowrap">{}</span>', in_utc(obj.at))
+
+
+def _meanings(aliases: list[Alias]) -> str:
+    if not aliases:
+        return "The model has no alias yet; its first one becomes the default."
+    words = [
+        f"{alias.name}{' (default)' if alias.is_default else ''} means {alias.version.version}"
+        for alias in aliases
+    ]
+    return f"Now {', '.join(words)}; another name makes another alias."
 
 
 def risks_of(model: Model) -> list[str]:

@@ -184,10 +184,12 @@ class ActionAdmin(ModelAdmin):
         danger: bool = False,
         form_class: type[ReasonForm] = ReasonForm,
         initial: dict[str, Any] | None = None,
+        again: bool = False,
     ) -> HttpResponse:
-        """Ask for a reason, then act on one row; ``{row}`` stands for it in the texts.
+        """Ask for a reason, then act on one row; ``{row}`` stands for it in the texts, ``{made}`` for the result.
 
-        Whatever else ``form_class`` asks for, the verb gets by name.
+        Whatever else ``form_class`` asks for, the verb gets by name. ``again``: a refusal shows the form with what
+        was typed. What the verb made anew is shown next.
         """
         row = self.get_object(request, object_id)
         if row is None:
@@ -195,12 +197,17 @@ class ActionAdmin(ModelAdmin):
         form = form_class(request.POST or None, initial=initial)
         if request.method == "POST" and form.is_valid():
             try:
-                verb(row, actor=actor_of(request), **form.cleaned_data)
+                made = verb(row, actor=actor_of(request), **form.cleaned_data)
             except MmserveError as error:
-                messages.error(request, error.message)
+                if not again:
+                    messages.error(request, error.message)
+                    return HttpResponseRedirect(self.row_url(object_id))
+                form.add_error(error.param if error.param in form.fields else None, error.message)
             else:
-                messages.success(request, done.format(row=row))
-            return HttpResponseRedirect(self.row_url(object_id))
+                messages.success(request, done.format(row=row, made=made))
+                return HttpResponseRedirect(
+                    self.row_url(made.pk if isinstance(made, self.model) else object_id)
+                )
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
@@ -209,6 +216,7 @@ class ActionAdmin(ModelAdmin):
             "button": button,
             "danger": danger,
             "row": row,
+            "original": row,
             "form": form,
             "back": self.row_url(object_id),
         }

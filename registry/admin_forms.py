@@ -31,9 +31,34 @@ class WordsField(forms.Field):
         return (initial or []) != self.to_python(data)
 
 
+class LinksField(forms.Field):
+    """A JSON list of links, typed one a line: its title, then its address."""
+
+    widget = UnfoldAdminTextareaWidget
+
+    def prepare_value(self, value: Any) -> Any:
+        """A line each; what was typed wrong comes back as it was."""
+        if not isinstance(value, list):
+            return value
+        return "\n".join(f"{link['title']} {link['url']}" for link in value)
+
+    def to_python(self, value: Any) -> list[dict[str, str]]:
+        lines = [line.strip() for line in str(value or "").splitlines()]
+        parts = [line.rpartition(" ") for line in lines if line]
+        return [{"title": title.strip() or url, "url": url} for title, _, url in parts]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return (initial or []) != self.to_python(data)
+
+
 class ModelForm(ReasonModelForm):
     """A model."""
 
+    links = LinksField(
+        required=False,
+        help_text="One a line: its title, then its address.",
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+    )
     tags = WordsField(required=False, help_text="Words with commas between them; key=value among them.")
 
 
@@ -45,6 +70,30 @@ class VersionForm(ReasonModelForm):
         required=False,
         help_text=f"Of {', '.join(CAPABILITIES)}; read from the files, correct what they do not say.",
     )
+
+
+class PromoteForm(ReasonForm):
+    """Which alias moves; remembers what the operator saw, so that nobody's move is overwritten unseen."""
+
+    alias = forms.CharField(
+        label="Alias", max_length=100, validators=[check_label], widget=UnfoldAdminTextInputWidget()
+    )
+    # Revision of each alias when the page was opened.
+    seen = forms.JSONField(widget=forms.HiddenInput, required=False)
+    field_order = ("alias", "reason", "seen")
+
+    def clean(self) -> dict[str, Any]:
+        """The revision that the chosen alias must have still; one that was not there must be new."""
+        cleaned = super().clean() or {}
+        seen = cleaned.pop("seen", None)
+        cleaned["expected_revision"] = seen.get(cleaned.get("alias"), 0) if isinstance(seen, dict) else None
+        return cleaned
+
+
+class RollbackForm(ReasonForm):
+    """Remembers the revision that the operator saw."""
+
+    expected_revision = forms.IntegerField(widget=forms.HiddenInput, required=False)
 
 
 class DuplicateForm(ReasonForm):

@@ -61,7 +61,20 @@ def log_text(text: str) -> SafeString:
 
 def markdown(text: str) -> SafeString | str:
     """Markdown as HTML; whatever HTML it holds is escaped."""
-    return mark_safe(f'<div class="prose">{MARKDOWN.render(text)}</div>') if text else "–"  # noqa: S308
+    if not text:
+        return "–"
+    html = mark_safe(MARKDOWN.render(text))  # noqa: S308
+    return render_to_string("admin/parts/markdown.html", {"html": html})
+
+
+def links_list(links: list[dict[str, str]]) -> SafeString | str:
+    """Links to open; the rows hold http and https alone."""
+    return render_to_string("admin/parts/links.html", {"links": links}) if links else "–"
+
+
+def progress_bars(row: Any, bars: list[SafeString], *, watched: bool) -> SafeString:
+    """Bars of what is under way; ``watched``: they keep themselves up to date."""
+    return render_to_string("admin/parts/progress.html", {"row": row, "bars": bars, "watched": watched})
 
 
 def in_red(words: list[str]) -> SafeString | str:

@@ -8,10 +8,14 @@ MESSAGE = "events are append-only"
 
 INSTALL = {
     "sqlite": [
-        f"""CREATE TRIGGER registry_event_no_update BEFORE UPDATE ON registry_event
+        f"""CREATE TRIGGER IF NOT EXISTS registry_event_no_update BEFORE UPDATE ON registry_event
             BEGIN SELECT RAISE(ABORT, '{MESSAGE}'); END""",
-        f"""CREATE TRIGGER registry_event_no_delete BEFORE DELETE ON registry_event
+        f"""CREATE TRIGGER IF NOT EXISTS registry_event_no_delete BEFORE DELETE ON registry_event
             BEGIN SELECT RAISE(ABORT, '{MESSAGE}'); END""",
+        # INSERT OR REPLACE deletes what is in its way without asking the trigger above.
+        f"""CREATE TRIGGER IF NOT EXISTS registry_event_no_replace BEFORE INSERT ON registry_event
+            WHEN EXISTS (SELECT 1 FROM registry_event WHERE id = NEW.id)
+            BEGIN SELECT RAISE(ABORT, '{MESSAGE}'); END""",  # noqa: S608 - nothing of a user's
     ],
     "postgresql": [
         f"""CREATE FUNCTION registry_event_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -24,6 +28,7 @@ REMOVE = {
     "sqlite": [
         "DROP TRIGGER IF EXISTS registry_event_no_update",
         "DROP TRIGGER IF EXISTS registry_event_no_delete",
+        "DROP TRIGGER IF EXISTS registry_event_no_replace",
     ],
     "postgresql": [
         "DROP TRIGGER IF EXISTS registry_event_no_change ON registry_event",

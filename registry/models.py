@@ -68,7 +68,13 @@ def check_links(value: object) -> None:
             raise ValidationError('each link is {"title": …, "url": …}', code="links")
         if not all(isinstance(text, str) and 0 < len(text) <= 500 for text in entry.values()):
             raise ValidationError("title and url are strings of 1 to 500 characters", code="links")
-        URLValidator(schemes=["http", "https"])(entry["url"])
+        try:
+            URLValidator(schemes=["http", "https"])(entry["url"])
+        except ValidationError as error:
+            # Under a code of its own: "invalid" would become "Value must be valid JSON".
+            raise ValidationError(
+                f"{entry['url'][:100]!r} is no http or https address", code="links"
+            ) from error
 
 
 def check_engine_options(value: object) -> None:
@@ -292,6 +298,25 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M:%S} {self.kind} {self.subject} by {self.actor}"
+
+    @property
+    def change(self) -> str:
+        """What its data say, in a line: ``1 → 2``, ``price_input: 0.15 → 0.2``."""
+        data = dict(self.data)
+        moved = (
+            f"{data.pop('from', None) or '–'} → {data.pop('to', None) or '–'}"
+            if {"from", "to"} & set(data)
+            else ""
+        )
+        if self.kind.startswith("alias."):
+            return moved
+        changed = [
+            f"{name}: {value['from']} → {value['to']}"
+            for name, value in data.items()
+            if isinstance(value, dict) and set(value) == {"from", "to"}
+        ]
+        plain = [f"{name}: {value}" for name, value in data.items() if value and not isinstance(value, dict)]
+        return ", ".join(([moved] if moved else []) + changed + plain)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:

@@ -133,6 +133,12 @@ def _who_moved_it(row: Alias, expected: int) -> str:
     return f"{row} is at revision {row.revision}, not {expected}, and means {row.version.version} now{who}."
 
 
+def meant_before(row: Alias) -> str | None:
+    """The version that a rollback would go to."""
+    before = _history(row)[-2:-1]
+    return before[0] if before else None
+
+
 def _history(row: Alias) -> list[str]:
     """The versions that the alias has meant, without those that were rolled back."""
     events = Event.objects.filter(subject=str(row), kind__in=(PROMOTED, ROLLED_BACK, DELETED))

@@ -242,6 +242,7 @@ def test_an_import_is_confirmed_runs_and_shows_facts_and_files(page: Page, site:
 def test_cancelling_a_confirmation_changes_nothing(page: Page, site: Site) -> None:
     site.version("cancelled", ready=False)
     open_version(page, "cancelled")
+    press(page, "More")
     press(page, "Archive")
     press(page, "Cancel")
 
@@ -253,7 +254,7 @@ def test_a_promote_moves_the_default_and_says_so(page: Page, site: Site) -> None
     open_version(page, "promoted")
     press(page, "Promote")
     confirm(page, "Promote", "it is better")
-    say(page).to_contain_text("promoted@1 is what the model's name means now.")
+    say(page).to_contain_text("promoted@production means promoted@1 now.")
 
     page.goto("/admin/registry/event/?q=promoted@production")
     say(page).to_contain_text("it is better")
@@ -272,6 +273,7 @@ def test_what_an_alias_names_is_not_archived_and_the_refusal_says_by_which(page:
     site.version("named")
     site.manage("model_promote", "named@1")
     open_version(page, "named")
+    press(page, "More")
     press(page, "Archive")
     confirm(page, "Archive")
 

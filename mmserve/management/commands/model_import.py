@@ -7,12 +7,13 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from mmserve.command import DataCommand, actor, add_reason
 from mmserve.errors import Conflict, Unavailable
 from mmserve.presentation import version_fields
 from registry.actions import import_version
+from registry.admin_parts import in_bytes
 from registry.lookup import find_version
 from registry.models import ModelVersion, VersionState
 
@@ -40,8 +41,15 @@ class Command(DataCommand):
 
     def _follow(self, version: ModelVersion, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("queued", total=None)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TextColumn("{task.fields[speed]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("queued", total=None, speed="")
+            files: dict[str, TaskID] = {}
             while version.state == VersionState.FETCHING:
                 if time.monotonic() > until:
                     raise Unavailable(
@@ -53,8 +61,31 @@ class Command(DataCommand):
                     description=progress.get("stage", "fetching"),
                     completed=progress.get("done_bytes", 0),
                     total=progress.get("total_bytes"),
+                    speed=_speed(progress),
                 )
+                _show_files(bar, files, progress.get("files", ()))
                 time.sleep(POLL_S)
                 version.refresh_from_db()
         if version.state == VersionState.FAILED:
             raise Conflict(f"{version.served_id} failed: {version.state_reason}")
+
+
+def _speed(progress: dict[str, Any]) -> str:
+    """As the job measured it: this command sees no bytes itself."""
+    words = []
+    if progress.get("bytes_per_s"):
+        words.append(f"{in_bytes(progress['bytes_per_s'])}/s")
+    if progress.get("eta_s") is not None:
+        words.append(f"{progress['eta_s']:.0f} s left")
+    return ", ".join(words)
+
+
+def _show_files(bar: Progress, shown: dict[str, TaskID], files: list[dict[str, Any]]) -> None:
+    """A bar for each file that is under way; gone when it is whole."""
+    paths = {file["path"] for file in files}
+    for path in set(shown) - paths:
+        bar.remove_task(shown.pop(path))
+    for file in files:
+        if file["path"] not in shown:
+            shown[file["path"]] = bar.add_task(f"  {file['path']}", total=file["total_bytes"], speed="")
+        bar.update(shown[file["path"]], completed=file["done_bytes"])

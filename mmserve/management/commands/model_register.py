@@ -8,9 +8,19 @@ from django.core.management.base import CommandParser
 from django.db import transaction
 
 from mmserve.command import DataCommand, actor, add_reason
+from mmserve.errors import Conflict
 from mmserve.presentation import version_fields
+from mmserve.version_command import add_version_fields, version_fields_of
 from registry.actions import register_model, register_version
 from registry.models import Model
+
+MODEL_OPTIONS = {
+    "display_name": "what people call it",
+    "description": "Markdown",
+    "owner": "a person",
+    "team": "theirs",
+    "licence": "e.g. apache-2.0",
+}
 
 
 class Command(DataCommand):
@@ -21,18 +31,21 @@ class Command(DataCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="the model's name, e.g. org/model")
         parser.add_argument("version", help="e.g. 1")
-        parser.add_argument("source", help="file:///folder, or pypi://package==1.0#file.gguf")
-        parser.add_argument("--licence", default="")
-        parser.add_argument("--description", default="")
+        parser.add_argument("source", help="file:///folder, s3://…, hf://…, https://… or pypi://…")
+        for name, words in MODEL_OPTIONS.items():
+            parser.add_argument(f"--{name.replace('_', '-')}", help=f"of a new model: {words}")
+        add_version_fields(parser)
         add_reason(parser)
 
     @transaction.atomic
     def run(self, *, name: str, version: str, source: str, reason: str, **options: Any) -> dict[str, Any]:
-        model = Model.objects.filter(name=name).first() or register_model(
-            name,
-            actor=actor(),
-            reason=reason,
-            licence=options["licence"],
-            description=options["description"],
+        described = {field: options[field] for field in MODEL_OPTIONS if options[field] is not None}
+        model = Model.objects.filter(name=name).first()
+        if model is None:
+            model = register_model(name, actor=actor(), reason=reason, **described)
+        elif described:
+            raise Conflict(f"There is a model {name} already; {', '.join(described)} would change it.")
+        fields = version_fields_of(options)
+        return version_fields(
+            register_version(model, version, source, actor=actor(), reason=reason, **fields)
         )
-        return version_fields(register_version(model, version, source, actor=actor(), reason=reason))

@@ -8,6 +8,7 @@ from django.core.management.base import CommandParser
 
 from mmserve.command import DataCommand
 from mmserve.presentation import version_fields
+from registry.actions.versions import PRICES
 from registry.lookup import find_version
 
 
@@ -19,8 +20,7 @@ class Command(DataCommand):
 
     def run(self, *, id: str, **_: Any) -> dict[str, Any]:
         version = find_version(id)
-        prices = {
-            name: getattr(version, name) for name in ("price_input", "price_cached_input", "price_output")
-        }
+        prices = {name: getattr(version, name) for name in PRICES}
+        told = {name: getattr(version, name) for name in ("description", "tags", "engine_options")}
         files = list(version.files.values("path", "size_bytes", "sha256"))
-        return {**version_fields(version), **version.facts, **prices, "files": files}
+        return {**version_fields(version), **told, **version.facts, **prices, "files": files}

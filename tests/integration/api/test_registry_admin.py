@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from registry import actions
-from registry.models import Event, Model, ModelVersion, VersionState
+from registry.models import Alias, Event, Model, ModelVersion, VersionState
+
+NO_INLINES = {
+    f"{name}-{kind}_FORMS": "0"
+    for name in ("versions", "aliases")
+    for kind in ("TOTAL", "INITIAL", "MIN_NUM", "MAX_NUM")
+}
 
 
 @pytest.fixture
@@ -43,14 +50,10 @@ def test_a_model_is_described_and_its_risks_are_red(page: Client, ready: ModelVe
         "team": "search",
         "licence": "MIT",
         "tags": "eu, tier=gold",
-        "links": '[{"title": "card", "url": "https://example.org"}]',
+        "links": "card https://example.org",
         "trust_remote_code": "on",
         "reason": "described",
-        **{
-            f"{name}-{kind}_FORMS": "0"
-            for name in ("versions", "aliases")
-            for kind in ("TOTAL", "INITIAL", "MIN_NUM", "MAX_NUM")
-        },
+        **NO_INLINES,
     }
     assert page.post(path, body).status_code == 302, "the form was refused"
 
@@ -89,7 +92,7 @@ def test_duplicate_verify_and_cancel_by_their_pages(page: Client, ready: ModelVe
     missing = text_of(act("duplicate", ready.pk, engine_options="{}"))
     assert "This field is required" in missing
     done = text_of(act("duplicate", ready.pk, label="2", engine_options='{"max_streams": 4}', reason="less"))
-    assert "was duplicated" in done
+    assert "is a duplicate of acme/echo@1" in done
     twin = ModelVersion.objects.get(version="2")
     assert (twin.engine_options, twin.state) == ({"max_streams": 4}, "ready")
     refused = text_of(act("duplicate", ready.pk, label="3", engine_options='{"colour": 4}'))
@@ -102,3 +105,87 @@ def test_duplicate_verify_and_cancel_by_their_pages(page: Client, ready: ModelVe
     assert "was cancelled" in text_of(act("cancel", twin.pk, reason="no"))
     twin.refresh_from_db()
     assert twin.state == "failed"
+
+
+def test_a_promotion_moves_the_alias_that_was_seen_and_tells_who_was_first(
+    page: Client, ready: ModelVersion
+) -> None:
+    actions.promote(ready, actor="ada")
+    twin = actions.duplicate_version(ready, "2", actor="tests")
+    path = f"/admin/registry/modelversion/{twin.pk}/promote/"
+    shown = text_of(page.get(path))
+    assert "Now production (default) means 1; another name makes another alias." in shown
+    seen = json.dumps({"production": 1})
+    again = actions.duplicate_version(ready, "3", actor="tests")
+    actions.promote(again, actor="bob")
+
+    late = text_of(page.post(path, {"alias": "production", "seen": seen, "reason": ""}, follow=True))
+    assert "is at revision 2, not 1, and means 3 now: bob moved it" in late
+    assert "is at revision 2, not 0" in text_of(
+        page.post(path, {"alias": "production", "seen": "{}"}, follow=True)
+    )
+
+    done = text_of(page.post(path, {"alias": "candidate", "seen": "{}"}, follow=True))
+    assert "acme/echo@candidate means acme/echo@2 now." in done
+    assert {alias.name: alias.version.version for alias in Alias.objects.all()} == {
+        "production": "3",
+        "candidate": "2",
+    }
+
+
+def test_a_rollback_says_where_to_and_is_refused_to_who_saw_another_state(
+    page: Client, ready: ModelVersion
+) -> None:
+    alias = actions.promote(ready, actor="ada")
+    path = f"/admin/registry/alias/{alias.pk}/rollback/"
+    assert "goes back to nothing: it has meant no other" in text_of(page.get(path))
+    actions.promote(actions.duplicate_version(ready, "2", actor="tests"), actor="bob")
+    assert "It means 2 now, and goes back to 1." in text_of(page.get(path))
+
+    assert "is at revision 2, not 1" in text_of(page.post(path, {"expected_revision": 1}, follow=True))
+    assert "means 1 again" in text_of(page.post(path, {"expected_revision": 2}, follow=True))
+
+
+def test_links_are_typed_one_a_line_and_shown_to_be_opened(page: Client, ready: ModelVersion) -> None:
+    path = f"/admin/registry/model/{ready.model_id}/change/"
+    body = {"owner": "mmserve", "links": "Model card https://example.org/card\nhttps://example.org/x"}
+    body |= NO_INLINES
+
+    shown = text_of(page.post(path, body, follow=True))
+    assert ready.model.name in shown
+    links = [{"title": "Model card", "url": "https://example.org/card"}]
+    assert Model.objects.get().links == [
+        *links,
+        {"title": "https://example.org/x", "url": "https://example.org/x"},
+    ]
+    shown = text_of(page.get(path))
+    assert 'href="https://example.org/card" target="_blank" rel="noopener noreferrer">Model card</a>' in shown
+    wrong = text_of(page.post(path, {**body, "links": "x javascript:alert(1)"}))
+    assert "is no http or https address" in wrong
+
+
+def test_events_say_from_what_to_what(page: Client, ready: ModelVersion) -> None:
+    actions.promote(ready, actor="ada")
+    twin = actions.duplicate_version(ready, "2", actor="tests")
+    actions.promote(twin, actor="ada")
+    actions.update_version(twin, actor="ada", price_input="0.2")
+
+    timeline = text_of(page.get(f"/admin/registry/model/{ready.model_id}/history/"))
+    listed = text_of(page.get("/admin/registry/event/"))
+    for words in ("1 → 2", "– → 1", "price_input: None → 0.2"):
+        assert words in timeline
+        assert words in listed
+
+
+def test_a_page_looks_again_while_files_arrive_and_a_list_does_not(page: Client, ready: ModelVersion) -> None:
+    progress = {"stage": "fetch", "done_bytes": 1, "total_bytes": 4, "bytes_per_s": 2048, "eta_s": 3.0}
+    files = [{"path": "m.safetensors", "done_bytes": 1, "total_bytes": 4}]
+    ModelVersion.objects.filter(pk=ready.pk).update(
+        state=VersionState.FETCHING, progress={**progress, "files": files}
+    )
+
+    own = text_of(page.get(f"/admin/registry/modelversion/{ready.pk}/change/"))
+    assert "fetch, 1 B of 4 B, 2.0 KiB/s, 3 s left" in own
+    assert "m.safetensors: 4 B" in own
+    assert "DOMParser" in own
+    assert "DOMParser" not in text_of(page.get("/admin/registry/modelversion/"))

@@ -61,6 +61,30 @@ def test_model_register_makes_the_model_and_the_version(checkpoint: Any, db: Non
     assert event.reason == "first"
 
 
+def test_model_register_takes_what_a_version_has(version_of: Versions, checkpoint: Any) -> None:
+    source = checkpoint.as_uri()
+    given = (
+        "--tag",
+        "eu",
+        "--tag",
+        "tier=gold",
+        "--price-input",
+        "0.15",
+        "--engine-options",
+        '{"max_streams": 4}',
+    )
+
+    run("model_register", "acme/new", "1", source, "--team", "search", *given)
+
+    shown = run("model_show", "acme/new@1")
+    assert (shown["tags"], shown["price_input"]) == (["eu", "tier=gold"], "0.150000")
+    assert shown["engine_options"] == {"max_streams": 4}
+    assert Model.objects.get(name="acme/new").team == "search"
+    assert refused("model_register", "acme/new", "2", source, "--team", "ads")[0] == 4
+    assert refused("model_register", "acme/new", "2", source, "--price-input", "dear")[0] == 5
+    assert refused("model_register", "acme/new", "2", source, "--engine-options", "{")[0] == 5
+
+
 def test_model_register_of_a_wrong_source_leaves_no_model_behind(db: None) -> None:
     assert refused("model_register", "acme/echo", "1", "ftp://x")[0] == 5
     assert not Model.objects.exists()

@@ -42,6 +42,21 @@ def test_the_database_refuses_to_change_an_event_whoever_asks(event: Event, stat
     assert Event.objects.get().reason == ""
 
 
+@pytest.mark.parametrize("kind", ["update", "replace"])
+def test_the_database_refuses_to_put_another_event_in_its_place(event: Event, kind: str) -> None:
+    columns = "id, at, kind, subject, actor, reason, data, revision"
+    values = f"{event.pk}, CURRENT_TIMESTAMP, 'x', 'x', 'x', 'x', '{{}}', 1"
+    written = f"INSERT INTO registry_event ({columns}) VALUES ({values})"
+    if kind == "update":
+        written += " ON CONFLICT (id) DO UPDATE SET reason = 'x'"
+    elif connection.vendor == "sqlite":
+        written = written.replace("INSERT", "INSERT OR REPLACE", 1)
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(written)
+
+    assert Event.objects.get().reason == ""
+
+
 def test_a_queryset_cannot_get_around_it(event: Event) -> None:
     with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
         Event.objects.update(actor="nobody")
