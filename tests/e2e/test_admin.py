@@ -168,6 +168,12 @@ def press(page: Page, name: str) -> None:
     page.locator("a, button, input[type=submit]").filter(has_text=words).first.click()
 
 
+def press_below_more(page: Page, name: str) -> None:
+    """Press an action that stands in the drop-down."""
+    page.locator("li a").filter(has_text="More").click()
+    press(page, name)
+
+
 def confirm(page: Page, button: str, reason: str = "") -> None:
     """Fill in and send the confirmation that an action asks for."""
     page.fill("textarea[name=reason]", reason)
@@ -242,8 +248,7 @@ def test_an_import_is_confirmed_runs_and_shows_facts_and_files(page: Page, site:
 def test_cancelling_a_confirmation_changes_nothing(page: Page, site: Site) -> None:
     site.version("cancelled", ready=False)
     open_version(page, "cancelled")
-    press(page, "More")
-    press(page, "Archive")
+    press_below_more(page, "Archive")
     press(page, "Cancel")
 
     assert json.loads(site.manage("model_show", "cancelled", "--json"))["state"] == "registered"
@@ -273,8 +278,7 @@ def test_what_an_alias_names_is_not_archived_and_the_refusal_says_by_which(page:
     site.version("named")
     site.manage("model_promote", "named@1")
     open_version(page, "named")
-    press(page, "More")
-    press(page, "Archive")
+    press_below_more(page, "Archive")
     confirm(page, "Archive")
 
     say(page).to_contain_text("named@1 is what named@production means; promote another version first.")
