@@ -9,7 +9,7 @@ from rest_framework.routers import SimpleRouter
 from inference import api as inference
 from mmserve import api as access
 from registry import api as registry
-from routing.api import experiments
+from routing.api import decisions, experiments, usage
 
 router = SimpleRouter(trailing_slash=False)
 router.register("models", registry.ModelViewSet, basename="registry-model")
@@ -22,6 +22,8 @@ router.register("keys", access.KeyViewSet, basename="key")
 routing_router = SimpleRouter(trailing_slash=False)
 routing_router.register("experiments", experiments.ExperimentViewSet, basename="experiment")
 routing_router.register("exclusion-groups", experiments.GroupViewSet, basename="exclusion-group")
+routing_router.register("teams", usage.TeamViewSet, basename="team")
+routing_router.register("budgets", usage.BudgetViewSet, basename="budget")
 
 v1: list[URLPattern | URLResolver] = [
     path("schema", SpectacularAPIView.as_view(), name="schema"),
@@ -33,8 +35,12 @@ v1: list[URLPattern | URLResolver] = [
     path("models/<path:model_id>/history", registry.History.as_view(), name="history"),
     path("models/<path:model_id>", inference.OneModel.as_view(), name="model"),
     path("registry/", include(router.urls)),
-    path("routing/", include(routing_router.urls)),
     path("feedback", experiments.FeedbackView.as_view(), name="feedback"),
+    path("usage", usage.Usage.as_view(), name="usage"),
+    path("routing/decisions", decisions.Decisions.as_view(), name="decisions"),
+    path("routing/decisions/<str:decision_id>", decisions.Decision.as_view(), name="decision"),
+    path("routing/stats", decisions.Stats.as_view(), name="routing-stats"),
+    path("routing/", include(routing_router.urls)),
 ]
 
 urlpatterns = [

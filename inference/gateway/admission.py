@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.holding import Hold
-from inference.gateway.ledger import Ledgers, Reservation, SpendSource, ledger_keys, nothing_spent, settlement
+from inference.gateway.ledger import Ledgers, Reservation, SpendSource, nothing_spent, settlement
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
 from routing.core.cost import BudgetEntry, Period, in_usd, period_label
-from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
+from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key, ledger_keys
 from routing.core.table import DeploymentEntry
 
 LEASE_S = 30.0

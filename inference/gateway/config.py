@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from routing.core.records import USAGE_MOST
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
@@ -19,7 +21,7 @@ class GatewayConfig:
     max_attempts: int = 3
     result_ttl_s: int = 60
     failure_ttl_s: int = 600
-    usage_maxlen: int = 500_000  # a stream that long turns records away, and an alarm is due long before
+    usage_maxlen: int = USAGE_MOST
     decisions_per_s: float = 20.0  # decisions kept by each process; of those that failed, as many again
     decisions_kept: int = 10_000
     decisions_kept_s: int = 86_400

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from inference.gateway.redis_batch import RedisBatch, Script
 from mmserve.errors import Unavailable
 from routing.core.cost import BudgetEntry, period_label, period_start
-from routing.core.records import USAGE_STREAM, Spent
+from routing.core.records import USAGE_STREAM, Spent, ledger_keys
 
 SOURCE_TIMEOUT_S = 5.0
 
@@ -33,12 +33,6 @@ class Reservation(NamedTuple):
     def member(self) -> str:
         """Its place in the zset of what is held."""
         return f"{self.job_id}:{self.nano}"
-
-
-def ledger_keys(budget: BudgetEntry) -> tuple[str, str]:
-    """Redis hash of a budget, and zset of what is held of it. Another period is another ledger."""
-    key = f"mmserve:budget:{budget.id}:{budget.period.value}"
-    return key, f"{key}:held"
 
 
 async def nothing_spent(budget: BudgetEntry, now: float) -> Spent:
@@ -114,12 +108,3 @@ def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[st
         keys += ledger_keys(budget)
         args += [period_label(budget.period, now), " ".join(held)]
     return keys, args
-
-
-def status_of(raw: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """A ledger's hash as values."""
-    return {
-        "period": raw.get(b"period", b"").decode(),
-        "spent_nano": int(raw.get(b"spent", 0)),
-        "held_nano": int(raw.get(b"held", 0)),
-    }

@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from routing.core.cost import BudgetEntry
 from routing.core.decision import Explanation, RequestFacts
 
 # Stream with a field ``record`` (a UsageRecord); read in order, and rolled up into rows exactly once.
 USAGE_STREAM = "mmserve:usage"
+# What may wait there. Much more would be Redis' memory; a stream that long turns records away.
+USAGE_MOST = 500_000
 # How many records a full stream has turned away: usage that nobody will ever count.
 USAGE_LOST_KEY = "mmserve:usage:lost"
 # Zset of the decisions that are kept, by when they were written; each in a string of its own.
@@ -22,6 +25,12 @@ DECISIONS_KEY = "mmserve:decisions"
 def decision_key(decision_id: str) -> str:
     """Redis string with a DecisionRecord."""
     return f"mmserve:decision:{decision_id}"
+
+
+def ledger_keys(budget: BudgetEntry) -> tuple[str, str]:
+    """Redis hash of a budget, and zset of what is held of it. Another period is another ledger."""
+    key = f"mmserve:budget:{budget.id}:{budget.period.value}"
+    return key, f"{key}:held"
 
 
 class Spent(NamedTuple):
@@ -92,7 +101,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How one request was decided and what came of it.
 
-    ``facts`` and ``decision`` are the core's own values: ``decide(table, live, facts)`` decides it again.
+    ``facts`` are the core's own: ``decide(table, live, facts)`` decides it again.
     """
 
     id: str

@@ -19,6 +19,7 @@ from inference.notify import connection
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
 from inference.swapping import Swapper
+from inference.usage_thread import UsageThread
 from routing.experiments.watch import ExperimentWatch
 
 log = logging.getLogger("controller")
@@ -26,6 +27,7 @@ log = logging.getLogger("controller")
 LEASE_KEY = "mmserve:controller:leader"
 LEASE_MS = 10_000
 TICK_S = 1.0
+USAGE_ENDS_S = 10.0
 
 # Renew the lease if it is ours, take it if it is free.
 LEASE_LUA = """
@@ -53,6 +55,9 @@ class Command(BaseCommand):
         swapper = Swapper()
         leases = NodeLeases(settings.NODE_LEASE_S)
         experiments = ExperimentWatch()
+        leading = threading.Event()
+        usage = UsageThread(leading, stop)
+        usage.start()
         subscribed = False
         while not stop.is_set():
             try:
@@ -60,9 +65,12 @@ class Command(BaseCommand):
                     pubsub.subscribe(CONTROLLER_CHANNEL)
                     subscribed = True
                 if lease(keys=[LEASE_KEY], args=[me, LEASE_MS]):
+                    leading.set()
                     close_old_connections()
                     reconcile(swapper, leases)
                     experiments.step(time.monotonic())
+                else:
+                    leading.clear()
                 pubsub.get_message(timeout=TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)
@@ -71,6 +79,7 @@ class Command(BaseCommand):
             except DatabaseError as error:
                 log.warning("database: %s", error)
                 stop.wait(TICK_S)
+        usage.join(USAGE_ENDS_S)
         try:
             client.eval(RELEASE_LUA, 1, LEASE_KEY, me)
         except redis.RedisError as error:

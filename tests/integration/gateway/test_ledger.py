@@ -20,12 +20,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
-from inference.gateway.ledger import Reservation, ledger_keys, status_of
+from inference.gateway.ledger import Reservation
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.tasks import cancel_all
 from inference.protocol import GenerateRequest, Sampling
 from routing.core.cost import BudgetEntry, Period, Prices, Scope, period_label
-from routing.core.records import USAGE_STREAM, Spent, UsageRecord
+from routing.core.records import USAGE_STREAM, Spent, UsageRecord, ledger_keys
 from routing.core.table import DeploymentEntry, Limits, RoutingTable
 from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
@@ -54,6 +54,15 @@ def budget(
         period=period,
         limit_nano=limit_nano,
     )
+
+
+def status_of(raw: dict[bytes, bytes]) -> dict[str, Any]:
+    """A ledger's hash as values."""
+    return {
+        "period": raw.get(b"period", b"").decode(),
+        "spent_nano": int(raw.get(b"spent", 0)),
+        "held_nano": int(raw.get(b"held", 0)),
+    }
 
 
 class Door:

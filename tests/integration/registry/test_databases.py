@@ -80,3 +80,10 @@ def test_the_api_holds_on_postgresql(postgres: str) -> None:
     done = run(postgres, "-m", "pytest", "-q", "tests/integration/api")
 
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_usage_is_rolled_up_once_on_postgresql(postgres: str) -> None:
+    done = run(postgres, "-m", "pytest", "-q", "tests/integration/routing/test_rollup.py")
+
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "passed" in done.stdout

@@ -1,0 +1,41 @@
+"""How a budget stands now: from its ledger in Redis, else from the stored usage."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, NamedTuple
+
+import redis
+
+from routing.connection import connection
+from routing.core.cost import period_label
+from routing.core.records import ledger_keys
+from routing.models import Budget
+from routing.spending import budget_entry, spent_of
+
+log = logging.getLogger(__name__)
+
+
+class Standing(NamedTuple):
+    """Nano-dollars of the present period."""
+
+    spent_nano: int
+    held_nano: int
+    live: bool  # from the ledger; else from the rows, some seconds behind
+
+
+def standing(row: Budget) -> Standing:
+    """What is spent and held."""
+    entry, now = budget_entry(row), time.time()
+    try:
+        raw: Any = connection().hmget(ledger_keys(entry)[0], "period", "spent", "held")
+    except redis.RedisError as error:
+        log.warning("a ledger cannot be read: %s", error)
+        raw = (None, None, None)
+    period, spent, held = raw
+    if period is None:
+        return Standing(spent_of(entry, now).nano, 0, False)
+    if period.decode() < period_label(entry.period, now):
+        return Standing(0, int(held), True)
+    return Standing(int(spent), int(held), True)

@@ -1,0 +1,252 @@
+"""Usage records become rows, each exactly once: the rows and how far the stream was read are one transaction.
+
+Whoever dies in between has changed nothing; two that run at once wait for each other at the cursor's row. Only what
+is in the rows, and some seconds old, is cut off the stream: a ledger that is being opened may still want to read it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import redis
+from django.db import transaction
+from django.utils import timezone
+
+from routing.core import histogram
+from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM, UsageRecord
+from routing.models import StatsMinute, UsageCursor, UsageHour
+from routing.models.usage import COUNTS
+from routing.spending import CURSOR, rolled_up_to
+
+log = logging.getLogger(__name__)
+
+BATCH = 2000
+# Longer than a gateway takes from reading the rows to opening a ledger from them.
+KEPT_AFTER_S = 30
+MINUTES_KEPT = datetime.timedelta(hours=48)
+# The stream is this full: records will be turned away if nobody rolls it up.
+ALARM_AT = 0.5
+FIRST = "0-0"
+
+HourKey = tuple[datetime.datetime, str, str, str, str, str, str]
+MinuteKey = tuple[datetime.datetime, str, str, str, str]
+HOUR_KEYS = ("hour", "key", "team", "route", "model", "version", "arm")
+MINUTE_KEYS = ("minute", "route", "model", "version", "arm")
+MINUTE_SUMS = (
+    "requests", "cancelled", "fallbacks", "cache_hits", "prompt_tokens", "cached_tokens", "completion_tokens",
+    "cost_nano",
+)  # fmt: skip
+MINUTE_MAPS = ("errors", "ttft", "tpot", "e2e")
+
+_decode = msgspec.json.Decoder(UsageRecord).decode
+
+
+class Rolled(NamedTuple):
+    """What one call did."""
+
+    records: int
+    unreadable: int
+    last_id: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records summed up in memory, before any row is touched."""
+
+    hours: dict[HourKey, dict[str, int]] = field(default_factory=dict)
+    minutes: dict[MinuteKey, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, record: UsageRecord) -> None:
+        """One record."""
+        at = datetime.datetime.fromtimestamp(record.at, datetime.UTC)
+        model, _, _ = record.served_id.rpartition("@")
+        arm = arm_of(record)
+        names = (record.route[:200], model[:200], record.served_id[:310], arm)
+        hour = at.replace(minute=0, second=0, microsecond=0)
+        self._add_hour((hour, record.key[:36], record.team[:100], *names), record)
+        self._add_minute((at.replace(second=0, microsecond=0), *names), record)
+
+    def _add_hour(self, place: HourKey, record: UsageRecord) -> None:
+        sums = self.hours.setdefault(place, dict.fromkeys(COUNTS, 0))
+        sums["requests"] += record.count
+        sums["errors"] += record.count * failed(record)
+        sums["cancelled"] += record.count * (record.outcome == "cancelled")
+        sums["prompt_tokens"] += record.prompt_tokens
+        sums["cached_tokens"] += record.cached_tokens
+        sums["completion_tokens"] += record.completion_tokens
+        sums["cost_nano"] += record.cost_nano
+        sums["other_cost_nano"] += record.other_cost_nano
+        sums["engine_us"] += round(record.engine_s * 1e6)
+
+    def _add_minute(self, place: MinuteKey, record: UsageRecord) -> None:
+        sums = self.minutes.get(place)
+        if sums is None:
+            sums = self.minutes[place] = {
+                **dict.fromkeys(MINUTE_SUMS, 0),
+                **{name: {} for name in MINUTE_MAPS},
+            }
+        sums["requests"] += record.count
+        sums["cancelled"] += record.count * (record.outcome == "cancelled")
+        sums["fallbacks"] += record.fallbacks
+        sums["cache_hits"] += record.cached_tokens > 0
+        sums["prompt_tokens"] += record.prompt_tokens
+        sums["cached_tokens"] += record.cached_tokens
+        sums["completion_tokens"] += record.completion_tokens
+        sums["cost_nano"] += record.cost_nano
+        if failed(record):
+            histogram.merge(sums["errors"], {record.outcome: record.count})
+        for name, seconds in (("ttft", record.ttft_s), ("tpot", record.tpot_s)):
+            if seconds > 0:
+                histogram.count(sums[name], seconds)
+        if record.outcome == "completed":
+            histogram.count(sums["e2e"], record.e2e_s)
+
+
+def failed(record: UsageRecord) -> bool:
+    """Whether it was an error: neither answered nor given up by its client."""
+    return record.outcome not in ("completed", "cancelled")
+
+
+def arm_of(record: UsageRecord) -> str:
+    """``experiment/arm``, several with commas; "" outside of experiments."""
+    return ",".join(f"{name}/{arm}" for name, arm in sorted(record.assignments.items()))[:500]
+
+
+def roll_up(client: redis.Redis) -> Rolled:
+    """One batch of the stream into the rows; ``records`` is below BATCH once there is no more."""
+    last_id = rolled_up_to()
+    if not _read(client, last_id):  # most often: no transaction for nothing
+        return Rolled(0, 0, last_id)
+    with transaction.atomic():
+        UsageCursor.objects.get_or_create(pk=CURSOR)
+        cursor = UsageCursor.objects.select_for_update().get(pk=CURSOR)
+        entries = _read(client, cursor.last_id)
+        if not entries:
+            return Rolled(0, 0, cursor.last_id)
+        batch, unreadable = _summed(entries)
+        _write_hours(batch.hours)
+        _write_minutes(batch.minutes)
+        cursor.last_id = entries[-1][0].decode()
+        cursor.records += len(entries)
+        cursor.unreadable += unreadable
+        cursor.at = timezone.now()
+        cursor.save()
+    return Rolled(len(entries), unreadable, cursor.last_id)
+
+
+def roll_up_all(client: redis.Redis) -> int:
+    """Until the stream is in the rows; cuts off what is not wanted any more. Returns how many records."""
+    total = 0
+    while True:
+        done = roll_up(client)
+        total += done.records
+        if done.records < BATCH:
+            break
+    trim(client, done.last_id)
+    return total
+
+
+def trim(client: redis.Redis, last_id: str) -> None:
+    """Cut off the stream what is in the rows, some seconds after it came."""
+    newest_ms = int(last_id.partition("-")[0])
+    oldest_kept = min(newest_ms, int((time.time() - KEPT_AFTER_S) * 1000))
+    if oldest_kept > 0:
+        client.xtrim(USAGE_STREAM, minid=str(oldest_kept), approximate=True)
+
+
+def forget_old_minutes() -> None:
+    """Minutes that no window asks for any more."""
+    StatsMinute.objects.filter(minute__lt=timezone.now() - MINUTES_KEPT).delete()
+
+
+def lag(client: redis.Redis, most: int) -> dict[str, Any]:
+    """How full the stream is, and what was turned away: ``alarm`` says in words what an operator must know."""
+    length = int(client.xlen(USAGE_STREAM))
+    lost = int(client.get(USAGE_LOST_KEY) or 0)
+    alarm = ""
+    if lost:
+        alarm = f"{lost} usage records were turned away by a full stream: what they cost is counted nowhere."
+    elif length > most * ALARM_AT:
+        alarm = f"{length} usage records wait in Redis of {most} that may: is a controller running?"
+    return {"records": length, "lost": lost, "alarm": alarm}
+
+
+def _read(client: redis.Redis, last_id: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    found: Any = client.xrange(USAGE_STREAM, min=f"({last_id}", max="+", count=BATCH)
+    if not found and last_id != FIRST:
+        _never_behind(client, last_id)
+    return found
+
+
+def _never_behind(client: redis.Redis, last_id: str) -> None:
+    """A Redis that came back empty, with a clock that is behind, would give out ids that were read already."""
+    try:
+        newest = client.xinfo_stream(USAGE_STREAM)["last-generated-id"].decode()
+    except redis.ResponseError:  # there is no stream
+        client.xgroup_create(USAGE_STREAM, "mmserve", id="$", mkstream=True)
+        client.xgroup_destroy(USAGE_STREAM, "mmserve")
+        newest = FIRST
+    if _ordered(newest) < _ordered(last_id):
+        client.execute_command("XSETID", USAGE_STREAM, last_id)
+
+
+def _ordered(entry_id: str) -> tuple[int, int]:
+    at, _, number = entry_id.partition("-")
+    return int(at), int(number or 0)
+
+
+def _summed(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> tuple[Batch, int]:
+    batch, unreadable = Batch(), 0
+    for entry_id, fields in entries:
+        try:
+            batch.add(_decode(fields[b"record"]))
+        except (msgspec.MsgspecError, KeyError, ValueError, OverflowError, OSError) as error:
+            unreadable += 1
+            log.error("usage record %s cannot be read: %s", entry_id.decode(), error)
+    return batch, unreadable
+
+
+def _write_hours(sums: dict[HourKey, dict[str, int]]) -> None:
+    known = {
+        tuple(getattr(row, name) for name in HOUR_KEYS): row
+        for row in UsageHour.objects.filter(
+            hour__in={place[0] for place in sums}, key__in={one[1] for one in sums}
+        )
+    }
+    new, changed = [], []
+    for place, more in sums.items():
+        row = known.get(place)
+        if row is None:
+            new.append(UsageHour(**dict(zip(HOUR_KEYS, place, strict=True)), **more))
+            continue
+        for name, amount in more.items():
+            setattr(row, name, getattr(row, name) + amount)
+        changed.append(row)
+    UsageHour.objects.bulk_create(new, batch_size=500)
+    UsageHour.objects.bulk_update(changed, COUNTS, batch_size=200)
+
+
+def _write_minutes(sums: dict[MinuteKey, dict[str, Any]]) -> None:
+    known = {
+        tuple(getattr(row, name) for name in MINUTE_KEYS): row
+        for row in StatsMinute.objects.filter(minute__in={place[0] for place in sums})
+    }
+    new, changed = [], []
+    for place, more in sums.items():
+        row = known.get(place)
+        if row is None:
+            new.append(StatsMinute(**dict(zip(MINUTE_KEYS, place, strict=True)), **more))
+            continue
+        for name in MINUTE_SUMS:
+            setattr(row, name, getattr(row, name) + more[name])
+        for name in MINUTE_MAPS:
+            histogram.merge(getattr(row, name), more[name])
+        changed.append(row)
+    StatsMinute.objects.bulk_create(new, batch_size=500)
+    StatsMinute.objects.bulk_update(changed, (*MINUTE_SUMS, *MINUTE_MAPS), batch_size=200)
