@@ -28,7 +28,11 @@ from registry import revision  # noqa: E402
 from routing.spending import spent_of  # noqa: E402
 
 runtime = GatewayRuntime(
-    GatewayConfig(redis_url=settings.REDIS_URL, max_body_bytes=settings.MAX_BODY_BYTES),
+    GatewayConfig(
+        redis_url=settings.REDIS_URL,
+        max_body_bytes=settings.MAX_BODY_BYTES,
+        decisions_per_s=settings.DECISIONS_PER_S,
+    ),
     channel_layer=get_channel_layer(),
     authenticator=CachedAuthenticator(),
     table_source=database_sync_to_async(routing_table),

@@ -63,6 +63,15 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str | None], ...]], ...] =
         ),
     ),
     (
+        "Spending",
+        (
+            ("Usage", "monitoring", "admin:routing_usagehour_changelist", "routing.view_usagehour"),
+            ("Budgets", "savings", "admin:routing_budget_changelist", "routing.view_budget"),
+            ("Teams", "groups", "admin:routing_team_changelist", "routing.view_team"),
+            ("Decisions", "alt_route", "decisions-page", "routing.view_decisions"),
+        ),
+    ),
+    (
         "Access",
         (
             ("Access keys", "key", "admin:mmserve_accesskey_changelist", "mmserve.view_accesskey"),

@@ -84,6 +84,9 @@ ENGINE = env("MMSERVE_ENGINE", default="inference.engine.adapter:VllmEngine")
 
 # Bounds of the gateway.
 MAX_BODY_BYTES = env.int("MMSERVE_MAX_BODY_BYTES", default=4 * 2**20)
+# How many routing decisions each process writes down a second (of those that failed, as many again; 0: none). The
+# last ten thousand are kept in Redis, for a day; never a prompt.
+DECISIONS_PER_S = env.float("MMSERVE_DECISIONS_PER_S", default=20.0)
 # Prompts and answers go to logs only if an operator turns this on.
 LOG_CONTENT = env.bool("MMSERVE_LOG_CONTENT", default=False)
 LOG_LEVEL = env("MMSERVE_LOG_LEVEL", default="INFO")

@@ -9,6 +9,7 @@ from rest_framework.routers import SimpleRouter
 from inference import api as inference
 from mmserve import api as access
 from registry import api as registry
+from routing.admin.decisions import decision_page, decisions_page
 from routing.api import decisions, experiments, usage
 
 router = SimpleRouter(trailing_slash=False)
@@ -45,6 +46,12 @@ v1: list[URLPattern | URLResolver] = [
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/routing/decisions/", admin.site.admin_view(decisions_page), name="decisions-page"),
+    path(
+        "admin/routing/decisions/<slug:decision_id>/",
+        admin.site.admin_view(decision_page),
+        name="decision-page",
+    ),
     path("admin/django-rq/", include("django_rq.urls")),
     path("admin/", admin.site.urls),
     path("v1/", include(v1)),

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import redis
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from routing.core import histogram
 from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM, UsageRecord
+from routing.experiments.settle import settle as settle_experiments
 from routing.models import StatsMinute, UsageCursor, UsageHour
 from routing.models.usage import COUNTS
 from routing.spending import CURSOR, rolled_up_to
@@ -129,9 +130,13 @@ def roll_up(client: redis.Redis) -> Rolled:
         entries = _read(client, cursor.last_id)
         if not entries:
             return Rolled(0, 0, cursor.last_id)
-        batch, unreadable = _summed(entries)
+        records, unreadable = _decoded(entries)
+        batch = Batch()
+        for record in records:
+            batch.add(record)
         _write_hours(batch.hours)
         _write_minutes(batch.minutes)
+        _tell_experiments(records)
         cursor.last_id = entries[-1][0].decode()
         cursor.records += len(entries)
         cursor.unreadable += unreadable
@@ -201,15 +206,29 @@ def _ordered(entry_id: str) -> tuple[int, int]:
     return int(at), int(number or 0)
 
 
-def _summed(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> tuple[Batch, int]:
-    batch, unreadable = Batch(), 0
+def _decoded(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> tuple[list[UsageRecord], int]:
+    """The records that can be read and belong to a time, and how many cannot."""
+    records, unreadable = [], 0
     for entry_id, fields in entries:
         try:
-            batch.add(_decode(fields[b"record"]))
+            record = _decode(fields[b"record"])
+            datetime.datetime.fromtimestamp(record.at, datetime.UTC)
         except (msgspec.MsgspecError, KeyError, ValueError, OverflowError, OSError) as error:
             unreadable += 1
             log.error("usage record %s cannot be read: %s", entry_id.decode(), error)
-    return batch, unreadable
+        else:
+            records.append(record)
+    return records, unreadable
+
+
+def _tell_experiments(records: list[UsageRecord]) -> None:
+    """In the same transaction; what they cannot count must not keep money from being counted."""
+    try:
+        settle_experiments(records)
+    except DatabaseError:
+        raise
+    except Exception:
+        log.exception("the experiments could not count %d records", len(records))
 
 
 def _write_hours(sums: dict[HourKey, dict[str, int]]) -> None:

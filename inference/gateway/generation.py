@@ -264,7 +264,6 @@ class Generator:
             route=route,
             # Without a choice it is the route's own name, and no version's.
             served_id=decision.served_id if "@" in decision.served_id else "",
-            assignments={one.experiment: one.arm for one in decision.assignments},
             deployment="",
             endpoint=plan.endpoint,
             outcome=code,

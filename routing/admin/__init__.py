@@ -1,5 +1,5 @@
 """Routing's admin pages, one module a kind."""
 
-from routing.admin import experiments
+from routing.admin import budgets, experiments, usage
 
-__all__ = ["experiments"]
+__all__ = ["budgets", "experiments", "usage"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
@@ -26,23 +26,31 @@ class InstantPlatform:
 
     target: Target
     gateway_pid: int
+    asks_for: str = MODEL  # what a client names
+    note: str = ""  # what is on
 
 
 @contextmanager
-def instant_platform(work: Path, many: tuple[int, int] | None = None) -> Iterator[InstantPlatform]:
+def instant_platform(
+    work: Path, many: tuple[int, int] | None = None, whole: bool | None = None
+) -> Iterator[InstantPlatform]:
     """Key, routing table, admission, queue and reply channel are all the real ones.
 
-    ``many``: models, and versions of each, that stand by.
+    ``many``: models, and versions of each, that stand by. ``whole``: True for a route, an experiment, prices, budgets,
+    decisions that are kept, and the roll-up; False for none of it, not even a kept decision.
     """
     port = free_port()
     data = Path(tempfile.mkdtemp(prefix="instant-", dir=work))
     socket = data / "redis.sock"
     env = environment(data, port) | {"REDIS_URL": f"unix://{socket}", "DJANGO_SECRET_KEY": token_urlsafe(64)}
+    if whole is False:
+        env["MMSERVE_DECISIONS_PER_S"] = "0"
     redis_log, gateway_log, engine_log = (data / f"{name}.log" for name in ("redis", "gateway", "engine"))
     with running(redis_command(socket, data), redis_log) as redis:
         wait_until(socket.exists, redis, redis_log)
         _python(["manage.py", "migrate", "--verbosity", "0"], env)
-        rows = json.loads(_python(["-m", "tests.bench.instant_rows"], env).splitlines()[-1])
+        with_all = ["whole"] if whole else []
+        rows = json.loads(_python(["-m", "tests.bench.instant_rows", *with_all], env).splitlines()[-1])
         if many is not None:
             _python(["-m", "tests.bench.many_rows", *map(str, many)], env)
         target = Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=rows["api_key"])
@@ -58,7 +66,9 @@ def instant_platform(work: Path, many: tuple[int, int] | None = None) -> Iterato
         with running(daphne, gateway_log, env) as gateway, running(engine, engine_log, env):
             wait_until(lambda: status_of(port, "/readyz") == 200, gateway, gateway_log)
             first_token_at(target, gateway)
-            yield InstantPlatform(target, gateway.pid)
+            rollup = [sys.executable, "-m", "tests.bench.instant_rollup"]
+            with running(rollup, data / "rollup.log", env) if whole else nullcontext():
+                yield InstantPlatform(target, gateway.pid, rows["asks_for"], rows["note"])
 
 
 def _python(arguments: list[str], env: dict[str, str]) -> str:

@@ -1,6 +1,6 @@
 """The rows of a platform whose one model is served by the instant engine; prints its credentials as JSON.
 
-``python -m tests.bench.instant_rows`` with the platform's environment, after ``manage.py migrate``. No
+``python -m tests.bench.instant_rows [whole]`` with the platform's environment, after ``manage.py migrate``. No
 node runs in that platform, so the wish for a replica is written down without asking whether it fits.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import django
@@ -17,7 +18,7 @@ ACTOR = "benchmark"
 CONTEXT_TOKENS = 8192
 
 
-def create() -> dict[str, str]:
+def create(whole: bool) -> dict[str, str]:
     """Model, ready version, default alias, deployment; returns credentials and the deployment's name."""
     from django.conf import settings
 
@@ -37,10 +38,33 @@ def create() -> dict[str, str]:
     promote(version, actor=ACTOR)
     deployment = ensure_deployment(version, actor=ACTOR)
     Deployment.objects.filter(pk=deployment.pk).update(replicas=1)
-    return {**ensure_credentials(), "deployment": deployment.name}
+    credentials = ensure_credentials()
+    asks_for, note = add_whole() if whole else (MODEL, "")
+    return {**credentials, "deployment": deployment.name, "asks_for": asks_for, "note": note}
+
+
+def add_whole() -> tuple[str, str]:
+    """Prices, a team and budgets; what a client is to name, and what is on."""
+    from decimal import Decimal
+
+    from mmserve.key_actions import change_key
+    from mmserve.models import AccessKey
+    from registry.actions import update_version
+    from registry.models import ModelVersion
+    from routing import actions
+
+    version = ModelVersion.objects.get()
+    update_version(version, actor=ACTOR, price_input=Decimal("0.15"), price_output=Decimal("0.6"))
+    team = actions.create_team("bench", actor=ACTOR)
+    key = AccessKey.objects.get()
+    change_key(key, {"team": team}, actor=ACTOR)
+    limit = {"limit_usd": Decimal(1000), "actor": ACTOR}
+    actions.create_budget("key", str(key.pk), period="day", **limit)
+    actions.create_budget("team", "bench", period="month", **limit)
+    return MODEL, "prices, two budgets, decisions kept, roll-up"
 
 
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mmserve.settings")
     django.setup()
-    print(json.dumps(create()))
+    print(json.dumps(create("whole" in sys.argv[1:])))

@@ -26,6 +26,7 @@ from tests.bench import (
     bench_start,
     bench_stream,
     bench_swap,
+    bench_whole,
     bench_worker,
     swap_sim,
 )
@@ -42,6 +43,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "placement": bench_placement.bench,
     "assignment": bench_assignment.bench,
     "gateway": bench_gateway.bench,
+    "whole": bench_whole.bench,
     "memory": bench_memory.bench,
     "fetch": bench_fetch.bench,
     "listing": bench_listing.bench,

@@ -1,0 +1,147 @@
+"""The page of what was used and spent."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import redis
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from unfold.admin import ModelAdmin
+
+from registry.admin_base import ReadOnly
+from routing import reports, rollup
+from routing.connection import connection
+from routing.core.cost import in_usd
+from routing.core.records import USAGE_MOST
+from routing.models import UsageHour
+
+DAYS = 30
+TOP = 8
+COLOURED = 5
+COLOURS = ("var(--color-primary-600)", "#0ea5e9", "#10b981", "#f59e0b", "#ef4444", "#94a3b8")
+CHART = {
+    "animation": False,
+    "responsive": True,
+    "maintainAspectRatio": False,
+    "maxBarThickness": 28,
+    "plugins": {"legend": {"position": "top", "align": "end", "labels": {"boxWidth": 10, "boxHeight": 10}}},
+    "scales": {
+        "x": {"stacked": True, "grid": {"display": False}},
+        "y": {"stacked": True, "beginAtZero": True, "title": {"display": True, "text": "USD"}},
+    },
+}
+# What the tables show: the title, what is summed by, and the heading of the first column.
+TABLES = (
+    ("Models", "model", "Model"),
+    ("Keys", "key", "Key"),
+    ("Teams", "team", "Team"),
+    ("Routes", "route", "Route"),
+)
+
+
+@admin.register(UsageHour)
+class UsagePage(ReadOnly, ModelAdmin):
+    """Spend by day, and who and what it was for."""
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """One page of sums in place of rows."""
+        if not self.has_view_permission(request):
+            return super().changelist_view(request, extra_context)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "title": "Usage",
+            "days": DAYS,
+            "figures": figures(),
+            "chart": json.dumps(chart()),
+            "chart_options": json.dumps(CHART),
+            "tables": [(title, heading, table(by)) for title, by, heading in TABLES],
+            "alarm": alarm(),
+        }
+        return TemplateResponse(request, "admin/usage.html", context)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Usage is for the record."""
+        return False
+
+
+def figures() -> list[tuple[str, str]]:
+    """The numbers at the top."""
+    today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    day = reports.totals(reports.Asked(since=today))
+    month = reports.totals(reports.Asked(since=today.replace(day=1)))
+    return [
+        ("Spent today (UTC)", dollars(day["cost_usd"])),
+        ("Spent this month", dollars(month["cost_usd"])),
+        ("Requests today", f"{day['requests']:,}"),
+        ("Errors today", f"{day['errors']:,}"),
+        ("Tokens today", f"{day['prompt_tokens'] + day['completion_tokens']:,}"),
+    ]
+
+
+def chart() -> dict[str, Any]:
+    """Chart.js data: a bar a day, a colour a model; those that cost least are one colour."""
+    first = (timezone.now() - datetime.timedelta(days=DAYS - 1)).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    )
+    days = [(first + datetime.timedelta(days=number)).date().isoformat() for number in range(DAYS)]
+    rows, _ = reports.report(reports.Asked(by=("day", "model"), since=first), limit=DAYS * 1000)
+    spent: dict[str, dict[str, float]] = {}
+    for row in rows:
+        by_day = spent.setdefault(row["model"] or "refused before a choice", {})
+        by_day[row["day"].date().isoformat()] = float(row["cost_usd"])
+    order = sorted(spent, key=lambda model: (-sum(spent[model].values()), model))
+    series = [(model, spent[model]) for model in order[:COLOURED]]
+    if len(order) > COLOURED:
+        others: dict[str, float] = {}
+        for model in order[COLOURED:]:
+            for day, usd in spent[model].items():
+                others[day] = others.get(day, 0.0) + usd
+        series.append((f"{len(order) - COLOURED} others", others))
+    return {
+        "labels": [day[5:] for day in days],
+        "datasets": [
+            {"label": model, "data": [by_day.get(day, 0) for day in days], "backgroundColor": colour}
+            for (model, by_day), colour in zip(series, COLOURS, strict=False)
+        ],
+    }
+
+
+def table(by: str) -> list[dict[str, Any]]:
+    """The groups that cost most in these days."""
+    rows = reports.top(reports.Asked(by=(by,)), TOP)
+    most = max((float(row["cost_usd"]) for row in rows), default=0.0) or 1.0
+    return [
+        {
+            "name": (row.get("key_name") or row[by]) or "–",
+            "requests": row["requests"],
+            "errors": row["errors"],
+            "tokens": row["prompt_tokens"] + row["completion_tokens"],
+            "cost": dollars(row["cost_usd"]),
+            "percent": round(100 * float(row["cost_usd"]) / most, 1),
+        }
+        for row in rows
+    ]
+
+
+def alarm() -> str:
+    """What an operator must know of the roll-up, or ""."""
+    try:
+        return str(rollup.lag(connection(), USAGE_MOST)["alarm"])
+    except redis.RedisError:
+        return "Redis is away: what was used lately is not in these figures."
+
+
+def dollars(usd: str) -> str:
+    """``0.0000435`` is shown whole, ``12.3456789`` to the cent."""
+    value = float(usd)
+    if value >= 1:
+        return f"${value:,.2f}"
+    return (
+        f"${usd}" if len(usd) <= 8 else f"${value:.3g}" if value >= 1e-4 else f"${in_usd(round(value * 1e9))}"
+    )
