@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.holding import Hold
-from inference.gateway.ledger import Ledgers, Reservation, SpendSource, nothing_spent, settlement
+from inference.gateway.ledger import BudgetsLeft, Ledgers, Reservation, SpendSource, nothing_spent, settlement
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
@@ -73,6 +73,7 @@ class Admission:
     ) -> None:
         self._config = config
         self.ledgers = Ledgers(fast, spend_source)
+        self.left = BudgetsLeft()
         self._settled_key = f"mmserve:settled:{secrets.token_hex(8)}"
         self._settlements = 0
         self._redis = redis
@@ -154,6 +155,8 @@ class Admission:
             max(0, tokens_left),
             tokens_reset_ms,
         )
+        if at:
+            self.left.hear(budgets[at - 1], nano_left, time.monotonic())
         if verdict == b"budget":
             assert reservation is not None
             raise Refused(_over_budget(budgets[at - 1], reservation.nano, nano_left), rates)

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
 from inference.gateway.auth import KeyGrant
@@ -25,7 +26,7 @@ from inference.gateway.refusals import Refusals
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.assigner import assign_arm
-from routing.core.cost import Prices
+from routing.core.cost import NANO, Prices
 from routing.core.decision import Assigned, Decision, RequestFacts, decide, decide_among
 from routing.core.records import counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
@@ -132,7 +133,19 @@ class Generator:
 
     def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
         """Who would serve this; nothing is run."""
-        return self._decide(facts_of(plan, decision_id, grant, self._table()))
+        return self._decide(self._with_budget(facts_of(plan, decision_id, grant, self._table()), grant))
+
+    def _with_budget(self, facts: RequestFacts, grant: KeyGrant) -> RequestFacts:
+        """With what was heard of the tightest budget in the last second, so that another choice may still fit it."""
+        table = self._table()
+        if not table.budgets:
+            return facts
+        budgets = table.budgets_of(key=grant.id, team=grant.team, route=table.slate(facts.model).route or "")
+        tightest = self._admission.left.tightest(budgets, time.monotonic())
+        if tightest is None:
+            return facts
+        budget, left = tightest
+        return replace(facts, budget=f"the {budget.name}", budget_left_usd=left / NANO)
 
     def _decide(self, facts: RequestFacts) -> Decision:
         table = self._table()
@@ -147,8 +160,12 @@ class Generator:
     async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""
         request_id = new_id()
-        facts = facts_of(plan, request_id, grant, self._table())
+        bare = facts_of(plan, request_id, grant, self._table())
+        facts = self._with_budget(bare, grant)
         decision = self._decide(facts)
+        if not decision.chain and facts is not bare:
+            # What was heard of a budget is a second old: where nobody fits it, its ledger says so, or no more.
+            facts, decision = bare, self._decide(bare)
         try:
             while (not decision.chain or decision.chain[0].cold) and not self._live.settled:
                 # This process has only just begun to hear beats: what it has not heard of may well be ready.

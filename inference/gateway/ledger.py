@@ -17,6 +17,7 @@ from routing.core.cost import BudgetEntry, period_label, period_start
 from routing.core.records import USAGE_STREAM, Spent, ledger_keys
 
 SOURCE_TIMEOUT_S = 5.0
+HEARD_FOR_S = 1.0
 
 
 SpendSource = Callable[[BudgetEntry, float], Awaitable[Spent]]
@@ -94,6 +95,28 @@ class Ledgers:
                 members.append(one.member)
         if members:
             await self._fast.call(self._renew, keys, [lease_s, *members])
+
+
+class BudgetsLeft:
+    """What admissions last heard of budgets: a hint for the router, forgotten after a second. The ledger decides."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, tuple[int, float]] = {}
+
+    def hear(self, budget: BudgetEntry, nano: int, now: float) -> None:
+        """So much is left of it; ``now`` is monotonic."""
+        self._heard[budget.id] = (nano, now)
+
+    def tightest(self, budgets: Iterable[BudgetEntry], now: float) -> tuple[BudgetEntry, int] | None:
+        """The one with the least left of those that were heard of lately."""
+        found: tuple[BudgetEntry, int] | None = None
+        for budget in budgets:
+            heard = self._heard.get(budget.id)
+            if heard is None or now - heard[1] > HEARD_FOR_S:
+                continue
+            if found is None or heard[0] < found[1]:
+                found = (budget, heard[0])
+        return found
 
 
 def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[str], list[Any]]:

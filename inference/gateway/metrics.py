@@ -22,6 +22,10 @@ _tpot = Histogram(
 _e2e = Histogram("mmserve_e2e_seconds", "From admission to the last token.", ("model",), buckets=_SECONDS)
 in_flight = Gauge("mmserve_requests_in_flight", "Requests that this process is answering.")
 attempts = Counter("mmserve_attempts", "Jobs enqueued again, after a loss.")
+usage_waiting = Gauge("mmserve_usage_records", "Usage records in Redis, rolled up or not.")
+usage_lost = Gauge(
+    "mmserve_usage_lost", "Usage records that a full stream turned away: nobody will count them."
+)
 revision = Gauge("mmserve_config_revision", "The configuration revision that this process runs.")
 
 CLIENT_GONE = 499

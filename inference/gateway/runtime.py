@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from inference.gateway import metrics
 from inference.gateway.admission import LEASE_S, RENEW_LEASES_S, Admission
 from inference.gateway.auth import Authenticator
 from inference.gateway.config import GatewayConfig
@@ -26,6 +28,7 @@ from inference.gateway.table_watch import TableWatch
 from inference.gateway.tasks import cancel_all
 from inference.protocol import GATEWAYS, HEARTBEAT_S, gateway_key
 from mmserve.errors import Unavailable
+from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM
 from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
@@ -177,6 +180,9 @@ class GatewayRuntime:
         while True:
             await asyncio.sleep(REFUSALS_EVERY_S)
             self.generator.flush_refusals()
+            with contextlib.suppress(RedisError, OSError):
+                metrics.usage_waiting.set(await self.redis.xlen(USAGE_STREAM))
+                metrics.usage_lost.set(int(await self.redis.get(USAGE_LOST_KEY) or 0))
 
     async def _renew_leases(self) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@
 --       10 whose turn counts: the access key's id   11 nano-dollars to reserve   12 how many budgets   then for each
 --       of them: its limit in nano-dollars, the label of its period   then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
--- nano-dollars left of it}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
+-- nano-dollars left of it (the tightest one's, when all can pay)}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
 -- that budget's ledger is not in Redis and has to be opened from the stored usage first.
 -- A bucket holds at most one minute's worth, and fills evenly (a token bucket by Redis' own clock). A job that takes
 -- another's place was admitted before: only its queue entry is written (and what it reserves, if it reserves anew).
@@ -39,6 +39,8 @@ end
 
 local function whole(number) return string.format('%.0f', number) end
 
+local tightest, tightest_left = 0, 0
+
 -- Whether every budget can pay; else the refusal.
 local function refused_by_a_budget()
   for i = 1, budgets do
@@ -59,7 +61,9 @@ local function refused_by_a_budget()
       redis.call('HINCRBY', ledger, 'held', '-' .. whole(back))
       holds = holds - back
     end
-    if spent + holds + cost > limit then return answer('budget', 0, i, limit - spent - holds) end
+    local left = limit - spent - holds
+    if cost > left then return answer('budget', 0, i, left) end
+    if tightest == 0 or left - cost < tightest_left then tightest, tightest_left = i, left - cost end
   end
 end
 
@@ -157,4 +161,4 @@ else
 end
 redis.call('PEXPIRE', fair, 3600000)
 if redis.call('EXISTS', KEYS[6]) == 0 then redis.call('RPUSH', KEYS[6], '1') end
-return answer('ok', 0)
+return answer('ok', 0, tightest, tightest_left)

@@ -433,3 +433,17 @@ async def test_a_refusal_is_counted_once_a_second_and_not_one_record_each(open_g
     assert {answer.status for answer in answers} == {429}
     assert len(found) <= 3
     assert {one["outcome"] for one in found} == {"insufficient_quota"}
+
+
+async def test_a_router_is_told_what_is_left_of_the_tightest_budget_for_a_second(redis_url):
+    roomy = budget(5_000, period=Period.DAY)
+    tight = budget(1_000)
+    async with door(redis_url) as gateway:
+        left = gateway.admission.left
+        assert left.tightest([roomy, tight], time.monotonic()) is None
+        await gateway.admit(400, roomy, tight)
+        assert left.tightest([roomy, tight], time.monotonic()) == (tight, 600)
+        with pytest.raises(Refused):
+            await gateway.admit(700, roomy, tight)
+        assert left.tightest([tight], time.monotonic()) == (tight, 600)
+        assert left.tightest([roomy, tight], time.monotonic() + 2) is None
