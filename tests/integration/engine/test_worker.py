@@ -20,6 +20,7 @@ from inference.engine.release import release_abandoned, release_dead_worker
 from inference.protocol import ACCEPTED, DONE, ERROR, bell_key, control_channel, fence_key, gateway_key
 from tests.integration.engine.conftest import REAL
 from tests.integration.engine.gateway import TestGateway, poll
+from tests.integration.engine.stubs import StubEngine
 
 StartWorker = Callable[..., Awaitable[subprocess.Popen[bytes]]]
 FOREVER = {"max_tokens": 1_000_000}
@@ -49,6 +50,25 @@ async def test_a_job_is_streamed_in_order_and_booked_as_rq_would(
     assert record.successful_job_count == 1
     assert record.get_current_executions() == []
     await poll(lambda: Worker.all(queue=gateway.queue())[0].get_state() == "idle", "an idle worker")
+
+
+async def test_the_shares_of_engine_time_add_up_to_the_time_that_it_worked(
+    worker: StartWorker, gateway: TestGateway
+) -> None:
+    await worker()
+    began_at = time.time()
+    alone = await gateway.ended(gateway.submit(sampling={"max_tokens": 20}))
+    ids = [gateway.submit(sampling={"max_tokens": tokens}) for tokens in (10, 40, 40, 40)]
+    together = [(await gateway.ended(job_id))[-1][3] for job_id in ids]
+    waited_s = time.time() - began_at
+    first = alone[-1][3]
+    # Twenty steps of five milliseconds, with nobody to share them.
+    assert 20 * StubEngine.STEP_S <= first["engine_s"] <= first["e2e_s"]
+    steps_at_least = 40
+    shared_s = sum(usage["engine_s"] for usage in together)
+    assert steps_at_least * StubEngine.STEP_S <= shared_s
+    assert shared_s + first["engine_s"] <= waited_s
+    assert all(usage["engine_s"] <= usage["e2e_s"] for usage in together)
 
 
 async def test_while_jobs_run_rq_sees_them_all_in_one_worker(
