@@ -14,7 +14,7 @@ CURSOR = "usage"
 def budget_entry(row: Budget) -> BudgetEntry:
     """A row as the value that the gateways carry."""
     return BudgetEntry(
-        id=str(row.pk),
+        id=f"{row.pk}.{row.opened}",
         name=str(row),
         scope=Scope(row.scope),
         subject=row.subject,

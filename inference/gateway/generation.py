@@ -262,9 +262,19 @@ class Generator:
             record,
             reserved_tokens=reserved_tokens,
             used_tokens=flight.prompt_tokens + flight.completion_tokens,
-            reservations=flight.reservations,
+            reservations=self._payers(generation),
             decision_id=generation.decision.id,
             decision=written,
+        )
+
+    def _payers(self, generation: Generation) -> list[Reservation]:
+        """What is held for it; and nothing, of budgets that were made since: they pay as well."""
+        flight = generation.flight
+        budgets = self._table().budgets_of(
+            key=flight.grant.id, team=flight.grant.team, route=generation.route
+        )
+        return (
+            [*flight.reservations, Reservation(flight.job_id, 0, budgets)] if budgets else flight.reservations
         )
 
     def _note_refusal(

@@ -120,14 +120,15 @@ class BudgetsLeft:
 
 
 def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[str], list[Any]]:
-    """KEYS and ARGV of settle.lua for the budgets of these reservations, each once."""
-    members: dict[BudgetEntry, list[str]] = {}
+    """KEYS and ARGV of settle.lua for the ledgers of these reservations, each once."""
+    found: dict[tuple[str, str], tuple[BudgetEntry, list[str]]] = {}
     for one in reservations:
         for budget in one.budgets:
-            members.setdefault(budget, []).extend([one.member] if one.nano else [])
+            _, held = found.setdefault(ledger_keys(budget), (budget, []))
+            held += [one.member] if one.nano else []
     keys: list[str] = []
     args: list[Any] = []
-    for budget, held in members.items():
-        keys += ledger_keys(budget)
+    for place, (budget, held) in found.items():
+        keys += place
         args += [period_label(budget.period, now), " ".join(held)]
     return keys, args

@@ -78,6 +78,9 @@ def create_budget(
 def update_budget(budget: Budget, *, actor: str, reason: str = "", **changes: Any) -> Budget:
     """Another limit, or on and off."""
     check_editable(changes, BUDGET_EDITABLE)
+    budget = Budget.objects.select_for_update().get(pk=budget.pk)
+    if changes.get("enabled") and not budget.enabled:
+        budget.opened += 1
     for field, value in changes.items():
         setattr(budget, field, value)
     save_checked(budget, unique="")

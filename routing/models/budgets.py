@@ -52,6 +52,8 @@ class Budget(models.Model):
         validators=[MinValueValidator(Decimal(0)), MaxValueValidator(Decimal(MOST_NANO // NANO))],
     )
     enabled = models.BooleanField(default=True)
+    # How often it was switched on: what was spent while it was off is in no ledger, so each time has its own.
+    opened = models.PositiveIntegerField(default=1, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:

@@ -447,3 +447,39 @@ async def test_a_router_is_told_what_is_left_of_the_tightest_budget_for_a_second
             await gateway.admit(700, roomy, tight)
         assert left.tightest([tight], time.monotonic()) == (tight, 600)
         assert left.tightest([roomy, tight], time.monotonic() + 2) is None
+
+
+async def test_a_budget_that_is_made_while_a_request_runs_pays_for_it(open_gateway):
+    entry = budget(1_000_000)
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("a", "b")) as engine,
+    ):
+        await with_table(gateway)
+        engine.gate.clear()
+        async with gateway.client.begin("/v1/completions", BODY) as (_, task, _):
+            await engine.until(lambda: bool(engine.jobs))
+            gateway.table = dataclasses.replace(budgeted(gateway, entry), revision=3)
+            await gateway.runtime.table.look()
+            await gateway.runtime.admission.ledgers.open(entry)
+            engine.gate.set()
+            await task
+        await until(lambda: ledger(gateway.redis_url, entry)["spent_nano"])
+        charged = ledger(gateway.redis_url, entry)
+    assert (charged["spent_nano"], charged["held_nano"]) == (COST_NANO, 0)
+
+
+async def test_a_limit_that_changed_in_between_charges_the_ledger_once(redis_url):
+    before, after = budget(10_000), budget(20_000)
+    async with door(redis_url) as gateway:
+        held = await gateway.admit(500, before)
+        gateway.admission.settle(
+            GRANT,
+            record(300),
+            reserved_tokens=0,
+            used_tokens=0,
+            reservations=[held, Reservation(held.job_id, 0, (after,))],
+        )
+        await gateway.settled(1)
+        found = await gateway.ledger(after)
+        assert (found["spent_nano"], found["held_nano"]) == (300, 0)

@@ -222,3 +222,17 @@ def test_a_budget_knows_what_its_period_has_cost_and_from_which_record_on_to_cou
     assert spent.nano == 7
     assert spent.last_id == client.xrevrange(USAGE_STREAM, count=1)[0][0].decode()
     assert standing(budget) == (7, 0, False)
+
+
+@pytest.mark.django_db
+def test_a_budget_that_was_off_is_opened_anew_with_what_was_spent_meanwhile(client, put):
+    budget = actions.create_budget(Scope.ROUTE.value, "smart", limit_usd=Decimal(5), actor="tests")
+    first = budget_entry(budget).id
+    budget = actions.update_budget(budget, limit_usd=Decimal(6), actor="tests")
+    assert budget_entry(budget).id == first
+    budget = actions.update_budget(budget, enabled=False, actor="tests")
+    put(record(cost_nano=7))
+    rollup.roll_up_all(client)
+    budget = actions.update_budget(budget, enabled=True, actor="tests")
+    assert budget_entry(budget).id != first
+    assert spent_of(budget_entry(budget), time.time()).nano == 7
