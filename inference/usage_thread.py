@@ -49,6 +49,9 @@ class UsageThread(threading.Thread):
             self._warn()
         except (redis.RedisError, DatabaseError) as error:
             log.warning("usage is not rolled up now: %s", error)
+        except Exception:
+            # A fault of one batch must not end the counting of all that come after it.
+            log.exception("usage is not rolled up now")
 
     def _warn(self) -> None:
         found = rollup.lag(connection(), USAGE_MOST)

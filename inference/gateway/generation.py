@@ -26,7 +26,7 @@ from inference.gateway.refusals import Refusals
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.assigner import assign_arm
-from routing.core.cost import NANO, Prices
+from routing.core.cost import NANO, NO_PRICE, Prices
 from routing.core.decision import Assigned, Decision, RequestFacts, decide, decide_among
 from routing.core.records import counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
@@ -44,8 +44,8 @@ def new_id() -> str:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("assignments", "decision", "facts", "flight", "most_cost_nano", "plan", "prices", "rates",
-                 "request_id", "route", "units")  # fmt: skip
+    __slots__ = ("assignments", "decision", "facts", "flight", "most_cost_nano", "plan", "rates", "request_id",
+                 "route", "table", "units")  # fmt: skip
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Generation:
         decision: Decision,
         rates: Rates,
         flight: Flight,
-        prices: Prices,
+        table: RoutingTable,
         most_cost_nano: int,
     ) -> None:
         self.request_id = request_id
@@ -64,7 +64,7 @@ class Generation:
         self.decision = decision
         self.rates = rates
         self.flight = flight
-        self.prices = prices  # of the version that serves it
+        self.table = table
         self.most_cost_nano = most_cost_nano
         self.route = route_of(decision)
         self.assignments, self.units = exposures_of(decision)
@@ -82,6 +82,12 @@ class Generation:
         """How many choices before the one that serves were given up."""
         chain = [link.id for link in self.decision.chain]
         return chain.index(self.flight.deployment.id) if self.flight.deployment.id in chain else 0
+
+    @property
+    def prices(self) -> Prices:
+        """Of the version that serves it: after a fallback, the other one's."""
+        version = self.table.versions.get(self.flight.deployment.served_id)
+        return version.prices if version else NO_PRICE
 
     @property
     def cost_nano(self) -> int:
@@ -200,7 +206,7 @@ class Generator:
         reservation = Reservation(flight.job_id, most, budgets) if budgets else None
         if reservation is not None:
             flight.reservations.append(reservation)
-        generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, prices, most)
+        generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, table, most)
         load = self._live.loads.get(deployment.id)
         self._hub.add(flight)
         try:
