@@ -37,6 +37,19 @@ USAGE = {
         for name in ("prompt_tokens", "completion_tokens", "total_tokens")
     },
 }
+# Beside x-request-id and the rates. Money in dollars, as text: exact to the nano-dollar.
+ANSWER_HEADERS = {
+    name: {"description": words, "schema": {"type": "string"}}
+    for name, words in {
+        "x-mmserve-model": "The version that served it, as name@version.",
+        "x-mmserve-revision": "The revision of the configuration that it was decided by.",
+        "x-mmserve-decision": "Its id for GET /v1/routing/decisions/{id}; of refusals too.",
+        "x-mmserve-cost-usd": "What it cost; only of a version with a price, and not of a stream.",
+        "x-mmserve-cost-estimate-usd": (
+            "Of a stream: the most that it can cost. The final cost is usage.cost_usd of the usage chunk, if asked for."
+        ),
+    }.items()
+}
 EXPLANATION = {
     "type": "object",
     "required": ["chosen", "chain", "candidates", "revision"],
@@ -189,6 +202,7 @@ def _post(
         else _json("Why", *answers)
     )
     if streams:
+        response["headers"] = ANSWER_HEADERS
         response["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         "post": {
