@@ -28,6 +28,7 @@ from registry.admin_parts import bar, facts_table, in_bytes, in_utc, log_text
 from registry.models import ModelVersion
 
 NEARLY_FULL_PERCENT = 90
+MAX_PROCESSES = 8
 
 
 class LoadUnload(ActionAdmin):
@@ -312,7 +313,7 @@ class DeviceInline(ReadOnlyInline):
     """A node's devices."""
 
     model = Device
-    fields = ("name", "kind", "total", "used", "memory")
+    fields = ("name", "kind", "total", "used", "memory", "processes_of")
     show_change_link = False
     tab = False
 
@@ -326,6 +327,11 @@ class DeviceInline(ReadOnlyInline):
     @display(description="In use")
     def used(self, obj: Device) -> str:
         return in_bytes(obj.used_bytes)
+
+    @display(description="By process")
+    def processes_of(self, obj: Device) -> str:
+        largest = sorted(obj.processes.items(), key=lambda one: -one[1])[:MAX_PROCESSES]
+        return ", ".join(f"{pid}: {in_bytes(count)}" for pid, count in largest) or "–"
 
     @display(description="Reserved by engines")
     def memory(self, obj: Any) -> SafeString:

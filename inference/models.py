@@ -174,6 +174,8 @@ class Device(models.Model):
     used_bytes = models.BigIntegerField(default=0, editable=False)  # by everybody
     # What engines cannot have, though the budget promises it.
     used_by_others_bytes = models.BigIntegerField(default=0, editable=False)
+    # By pid, as its node last wrote them down: engines', and on GPUs others' as well.
+    processes = models.JSONField(default=dict, editable=False)
     # inference.capacity.abilities: what engines on it can do, as its node found
     abilities = models.JSONField(default=dict, editable=False)
 

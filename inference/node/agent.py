@@ -173,7 +173,9 @@ class NodeAgent:
             if any(abs(new - old) >= NOTABLE_BYTES for new, old in zip(seen, before, strict=True)):
                 self.seen[name] = seen
                 Device.objects.filter(node=self.node, name=name).update(
-                    used_bytes=found.used_bytes, used_by_others_bytes=found.used_by_others_bytes
+                    used_bytes=found.used_bytes,
+                    used_by_others_bytes=found.used_by_others_bytes,
+                    processes={str(pid): count for pid, count in found.processes.items()},
                 )
 
     def _start(self, replica: Replica) -> bool:

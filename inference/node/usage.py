@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import pynvml
@@ -30,6 +30,8 @@ class Usage:
 
     used_bytes: int
     used_by_others_bytes: int
+    # By pid: ours, and on GPUs others' as far as NVML tells.
+    processes: Mapping[int, int] = field(default_factory=dict)
 
 
 def usage(devices: Sequence[LocalDevice], engines: Sequence[OwnEngine]) -> dict[str, Usage]:
@@ -47,9 +49,10 @@ def usage(devices: Sequence[LocalDevice], engines: Sequence[OwnEngine]) -> dict[
 def host_usage(device: LocalDevice, engines: Sequence[OwnEngine]) -> Usage:
     """The budget stands, unless less memory is left than it still promises."""
     total, available = host_memory()
-    own = sum(_of_process(one) for one in engines)
-    promised = max(0, device.budget_bytes - own)
-    return Usage(used_bytes=total - available, used_by_others_bytes=max(0, promised - available))
+    own = {one.pid: _of_process(one) for one in engines}
+    promised = max(0, device.budget_bytes - sum(own.values()))
+    others = max(0, promised - available)
+    return Usage(used_bytes=total - available, used_by_others_bytes=others, processes=own)
 
 
 def _of_process(engine: OwnEngine) -> int:
@@ -89,7 +92,7 @@ def _of_gpu(device: LocalDevice, own: Sequence[OwnEngine], families: Mapping[int
     seen = {engine.pid: sum(listed.get(pid, 0) for pid in families[engine.pid]) for engine in own}
     # In a pid namespace of its own a node finds none of its engines in NVML's list: what they say counts.
     ours = sum(seen.values()) or sum(engine.bytes or 0 for engine in own)
-    return Usage(used_bytes=used, used_by_others_bytes=max(0, used - ours))
+    return Usage(used_bytes=used, used_by_others_bytes=max(0, used - ours), processes=listed)
 
 
 def _used(handle: object) -> int:

@@ -278,12 +278,15 @@ def test_what_others_take_is_seen_and_not_given_away(
 ) -> None:
     agent, _ = machine()
     monkeypatch.setattr(
-        agents, "usage", lambda _d, _e: {"cpu:0": Usage(used_bytes=9 * GIB, used_by_others_bytes=7 * GIB)}
+        agents,
+        "usage",
+        lambda _d, _e: {"cpu:0": Usage(used_bytes=9 * GIB, used_by_others_bytes=7 * GIB, processes={7: GIB})},
     )
     agent.tick()
 
     device = Device.objects.get()
     assert (device.used_bytes, device.used_by_others_bytes) == (9 * GIB, 7 * GIB)
+    assert device.processes == {"7": GIB}
     with pytest.raises(
         serving.InsufficientMemory, match=r"1\.0 GiB free of a budget of 8\.0 GiB, of which others"
     ):

@@ -128,8 +128,11 @@ def test_what_others_have_of_a_gpu_is_what_is_used_less_our_own(machine: Machine
     engine = OwnEngine(pid=ME, devices=frozenset({"gpu:0"}), bytes=19 * GIB)
 
     assert usage.usage(found, [engine]) == {
-        "gpu:0": Usage(used_bytes=30 * GIB, used_by_others_bytes=10 * GIB),
-        "gpu:1": Usage(used_bytes=2 * GIB, used_by_others_bytes=2 * GIB),
+        "gpu:0": Usage(
+            used_bytes=30 * GIB, used_by_others_bytes=10 * GIB, processes={ME: 20 * GIB, 1: 9 * GIB}
+        ),
+        # Another user's process is there, and what it has is not told.
+        "gpu:1": Usage(used_bytes=2 * GIB, used_by_others_bytes=2 * GIB, processes={1: 0}),
     }
 
 
@@ -186,7 +189,7 @@ def test_a_host_budget_stands_unless_less_is_left_than_it_promises(
 
     found = host_usage(HOST, [engine])
 
-    assert found == Usage(used_bytes=64 * GIB - available, used_by_others_bytes=others)
+    assert found == Usage(used_bytes=64 * GIB - available, used_by_others_bytes=others, processes={ME: own})
 
 
 def test_an_engine_that_loads_is_looked_at_itself(monkeypatch: pytest.MonkeyPatch) -> None:
