@@ -56,6 +56,8 @@ class ModelObjectSerializer(serializers.Serializer):
     reason = serializers.CharField(allow_null=True)
     stage = serializers.CharField(allow_null=True)
     eta_s = serializers.FloatField(allow_null=True)
+    done_bytes = serializers.IntegerField(allow_null=True)
+    total_bytes = serializers.IntegerField(allow_null=True)
     why = serializers.ListField(
         child=serializers.CharField(),
         required=False,

@@ -9,7 +9,7 @@ import msgspec
 from redis import RedisError
 
 from inference.notify import connection
-from inference.protocol import ReplicaBeat, beat_key
+from inference.protocol import ASKED_KEY, ReplicaBeat, beat_key
 
 log = logging.getLogger(__name__)
 
@@ -28,4 +28,14 @@ def read_beats(replicas: Iterable[str]) -> dict[str, ReplicaBeat]:
         }
     except (RedisError, msgspec.DecodeError) as error:
         log.warning("the replicas' beats cannot be read: %s", error)
+        return {}
+
+
+def read_asked() -> dict[str, float]:
+    """Since when (unix time) each deployment that is not up is asked for, as the controller last told."""
+    try:
+        found = connection().get(ASKED_KEY)
+        return msgspec.json.decode(found, type=dict[str, float]) if found else {}
+    except (RedisError, msgspec.DecodeError) as error:
+        log.warning("who is asked for cannot be read: %s", error)
         return {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
 from inference.capacity.abilities import QUANTIZATIONS, SPECULATIONS
+from inference.capacity.eta import PastLoad, remembered, usual_s
 from inference.capacity.placement import SPREAD, STRATEGIES
 from registry.models import ModelVersion
 
@@ -129,6 +131,8 @@ class Deployment(models.Model):
     wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
     # Why the controller has given up loading it, until somebody asks for a load again.
     failure = models.TextField(blank=True, editable=False)
+    # What the stages of its latest loads took (inference.capacity.eta), oldest first.
+    past_loads = models.JSONField(default=list, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -141,6 +145,16 @@ class Deployment(models.Model):
     def desired(self) -> int:
         """Replicas that should be up now."""
         return 0 if self.asleep else self.replicas
+
+    @property
+    def loads(self) -> list[PastLoad]:
+        """Its latest loads, oldest first."""
+        return remembered(self.past_loads)
+
+    @property
+    def usual_load_s(self) -> float | None:
+        """What it usually takes to come up, once there is room; None before its first load."""
+        return usual_s([replace(load, wait_s=0.0) for load in self.loads])
 
 
 class Node(models.Model):
@@ -187,10 +201,6 @@ class Device(models.Model):
         return f"{self.node.name}/{self.name}"
 
 
-# Of a deployment: seconds that its loads took, on the average; None before the first.
-USUAL_LOAD_S = models.Avg("replica_set__load_seconds")
-
-
 class ReplicaState(models.TextChoices):
     """The life of a replica."""
 
@@ -224,7 +234,11 @@ class Replica(models.Model):
     pid = models.PositiveIntegerField(null=True, blank=True)
     log_path = models.CharField(max_length=500, blank=True)
     log_tail = models.TextField(blank=True)
+    # From the first request for it to its place on a device.
+    waited_s = models.FloatField(default=0.0, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
+    # Its files were there, and its engine process was started.
+    started_at = models.DateTimeField(null=True, blank=True)
     ready_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
     load_seconds = models.FloatField(null=True, blank=True)

@@ -33,6 +33,7 @@ To all gateways (group ``GATEWAYS``):
     {"type": "replica.beat", **ReplicaBeat}
     {"type": "replica.lost", "replica": REPLICA_ID, "reason": str}    for good: what it says later is ignored
     {"type": "config.revision", "revision": int}
+    {"type": "deployments.outlook", "deployments": {NAME: Outlook}}     from the controller: what is wished for, not up
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def checks_key(node: str) -> str:
 
 
 CHECK_TTL_S = 30
+# Redis string: since when (unix time) each deployment that is not up is asked for (JSON, by name).
+ASKED_KEY = "mmserve:asked"
 
 
 CONTROLLER_CHANNEL = "mmserve:controller"
@@ -173,6 +176,20 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     rss_bytes: int = 0
     memory: dict[str, int] = {}  # bytes by part, on each of its devices; empty while it loads
     peak_running: int = 0  # streams, since it was loaded
+    # Of a stage of its load: how far it is, and how many seconds that leaves; from its node while files are fetched.
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    left_s: float | None = None
+
+
+class Outlook(msgspec.Struct, kw_only=True):
+    """When a deployment that is not up is expected to be."""
+
+    status: str
+    stage: str | None = None
+    eta_s: float | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
 
 
 class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):

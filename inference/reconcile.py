@@ -17,6 +17,7 @@ from inference.leases import NodeLeases
 from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection, fence, tell_gateways, wake_node
+from inference.outlook import Outlook
 from inference.swapping import Swapper
 from registry.actions.versions import recover_imports
 from registry.revision import bump
@@ -33,12 +34,15 @@ def backoff_s(tries: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (tries - 1))
 
 
-def reconcile(swapper: Swapper | None = None, leases: NodeLeases | None = None) -> None:
+def reconcile(
+    swapper: Swapper | None = None, leases: NodeLeases | None = None, outlook: Outlook | None = None
+) -> None:
     """One pass over all deployments."""
     if leases is not None:
         bury_lost_nodes(leases, time.monotonic())
     if swapper is not None:
         swapper.step()
+    asked_s = swapper.asked_s() if swapper is not None else {}
     for deployment in Deployment.objects.select_related("version__model"):
         alive = list(
             deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related(
@@ -48,14 +52,19 @@ def reconcile(swapper: Swapper | None = None, leases: NodeLeases | None = None) 
         for replica in alive[deployment.desired :]:
             request_stop(replica)
         for _ in range(deployment.desired - len(alive)):
-            if not start_one(deployment):
+            if not start_one(deployment, asked_s.get(deployment.name, 0.0)):
                 break
+    if outlook is not None:
+        outlook.tell(asked_s)
     finish_deletions()
     recover_imports()
 
 
-def start_one(deployment: Deployment) -> bool:
-    """Reserve memory for one replica and hand it to its node; False when it has to wait."""
+def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
+    """Reserve memory for one replica and hand it to its node; False when it has to wait.
+
+    ``waited_s``: for how long it has been asked for.
+    """
     failed = deployment.replica_set.filter(state=ReplicaState.FAILED, superseded=False).order_by("-ended_at")
     tries = failed.count()
     if tries >= MAX_TRIES:
@@ -84,7 +93,10 @@ def start_one(deployment: Deployment) -> bool:
             return False
         chosen = [room for room in rooms if room.id in placement.device_ids]
         replica = Replica.objects.create(
-            deployment=deployment, device_id=placement.device_id, reserved_bytes=need.on(chosen[0])
+            deployment=deployment,
+            device_id=placement.device_id,
+            reserved_bytes=need.on(chosen[0]),
+            waited_s=waited_s,
         )
         replica.more_devices.set(placement.device_ids[1:])
         wake_node(replica.device.node.name)

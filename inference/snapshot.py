@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from django.db import transaction
 
-from inference.models import USUAL_LOAD_S, Deployment
+from inference.capacity.eta import usual_s
+from inference.models import Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
 from routing.core.cost import Prices
@@ -26,7 +27,7 @@ def routing_table() -> RoutingTable:
         if alias.is_default:
             defaults[alias.model_id] = served_id
     versions = ModelVersion.objects.exclude(state=VersionState.ARCHIVED).select_related("model")
-    deployments = Deployment.objects.select_related("version__model").annotate(usual_load_s=USUAL_LOAD_S)
+    deployments = Deployment.objects.select_related("version__model")
     return RoutingTable.build(
         revision=revision,
         models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
@@ -72,7 +73,7 @@ def _entry(row: Deployment) -> DeploymentEntry:
         ),
         wanted_replicas=row.replicas,
         has_chat_template="chat" in row.version.capabilities,
-        load_s=getattr(row, "usual_load_s", None),
+        load_s=usual_s(row.loads),
         failure=row.failure,
         devices=row.tensor_parallel,
     )

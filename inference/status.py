@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from django.db.models import Q
 from django.utils import timezone
 
-from inference.beats import read_beats
-from inference.models import ALIVE, USUAL_LOAD_S, Deployment, Replica, ReplicaState
+from inference.beats import read_asked, read_beats
+from inference.capacity.eta import FETCH, LOAD, WAIT, remaining_s, usual_s
+from inference.models import ALIVE, Deployment, Replica, ReplicaState
+from inference.protocol import ReplicaBeat
 from registry.models import ModelVersion, VersionState
 
 UNLOADED, FETCHING, LOADING, READY, DRAINING, FAILED = (
@@ -27,18 +30,22 @@ STATUSES = (UNLOADED, FETCHING, LOADING, READY, ASLEEP, DRAINING, FAILED)
 FURTHEST = (READY, LOADING, DRAINING, ASLEEP, FETCHING, FAILED, UNLOADED)
 
 
+# The replicas that are on their way up.
+COMING = (ReplicaState.PENDING, ReplicaState.LOADING)
 # The replicas that say something of their deployment's status.
 WANTED = Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One word, and what applies of why, at which stage and for how many more seconds."""
+    """One word, and what applies of why, at which stage, how far and for how many more seconds."""
 
     status: str
     reason: str | None = None
     stage: str | None = None
     eta_s: float | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
 
 
 def statuses(versions: Iterable[ModelVersion]) -> dict[int, Status]:
@@ -62,18 +69,16 @@ def status_of_files(version: ModelVersion) -> Status:
 
 
 def _statuses(rows: list[ModelVersion], which: Q) -> dict[int, Status]:
-    deployments = {
-        row.version_id: row for row in Deployment.objects.filter(which).annotate(usual_load_s=USUAL_LOAD_S)
-    }
+    deployments = {row.version_id: row for row in Deployment.objects.filter(which)}
     replicas: dict[int, list[Replica]] = defaultdict(list)
     for replica in Replica.objects.filter(WANTED, deployment__in=[row.pk for row in deployments.values()]):
         replicas[replica.deployment_id].append(replica)
-    loading = [
-        str(row.id) for found in replicas.values() for row in found if row.state == ReplicaState.LOADING
-    ]
-    stages = {replica: beat.stage for replica, beat in read_beats(loading).items()}
+    coming = [str(row.id) for found in replicas.values() for row in found if row.state in COMING]
+    beats = read_beats(coming)
+    asked_at = read_asked() if any(row.asleep for row in deployments.values()) else {}
     return {
-        row.pk: _of_files(row) or _of_deployment(deployments.get(row.pk), replicas, stages) for row in rows
+        row.pk: _of_files(row) or _of_deployment(deployments.get(row.pk), replicas, beats, asked_at)
+        for row in rows
     }
 
 
@@ -87,7 +92,13 @@ def _of_files(version: ModelVersion) -> Status | None:
     match version.state:
         case VersionState.FETCHING:
             progress = version.progress
-            return Status(status=FETCHING, stage=progress.get("stage"), eta_s=progress.get("eta_s"))
+            return Status(
+                status=FETCHING,
+                stage=progress.get("stage"),
+                eta_s=progress.get("eta_s"),
+                done_bytes=progress.get("done_bytes"),
+                total_bytes=progress.get("total_bytes"),
+            )
         case VersionState.FAILED:
             return Status(status=FAILED, reason=version.state_reason)
         case VersionState.REGISTERED:
@@ -97,19 +108,11 @@ def _of_files(version: ModelVersion) -> Status | None:
     return None
 
 
-def _asleep(deployment: Deployment) -> Status:
-    usual_s: float | None = getattr(deployment, "usual_load_s", None)
-    waits = deployment.wanted_at is not None
-    return Status(
-        status=LOADING if waits else ASLEEP,
-        reason=None if waits else "Others have its memory; a request wakes it.",
-        stage="waiting for memory" if waits else None,
-        eta_s=None if usual_s is None else round(usual_s, 1),
-    )
-
-
 def _of_deployment(
-    deployment: Deployment | None, replicas: dict[int, list[Replica]], stages: dict[str, str]
+    deployment: Deployment | None,
+    replicas: dict[int, list[Replica]],
+    beats: dict[str, ReplicaBeat],
+    asked_at: dict[str, float],
 ) -> Status:
     if deployment is None:
         return Status(status=UNLOADED)
@@ -119,24 +122,56 @@ def _of_deployment(
         return Status(status=READY)
     coming = next((row for row in staying if row.state != ReplicaState.DRAINING), None)
     if coming is not None:
-        usual_s: float | None = getattr(deployment, "usual_load_s", None)
-        elapsed_s = (timezone.now() - coming.created_at).total_seconds()
-        return Status(
-            status=LOADING,
-            stage=stages.get(str(coming.id)) or str(coming.state),
-            eta_s=None if usual_s is None else round(max(0.0, usual_s - elapsed_s), 1),
-        )
+        return _of_coming(deployment, coming, beats.get(str(coming.id)))
     if any(row.state in ALIVE for row in rows):
-        return Status(status=DRAINING)
+        back_s = usual_s(deployment.loads) if deployment.replicas else None
+        return Status(status=DRAINING, eta_s=_rounded(back_s))
     if deployment.failure:
         return Status(status=FAILED, reason=deployment.failure)
     if deployment.asleep:
-        return _asleep(deployment)
+        return _of_sleeping(deployment, asked_at.get(deployment.name))
     failed = next((row for row in rows if row.state == ReplicaState.FAILED), None)
     if failed is not None:
         return Status(
             status=FAILED, reason=failed.reason or "The engine ended without a reason; see its log."
         )
     if deployment.replicas:
-        return Status(status=LOADING, stage="waiting for a node")
+        return Status(status=LOADING, stage="waiting for a node", eta_s=_rounded(deployment.usual_load_s))
     return Status(status=UNLOADED)
+
+
+def _of_coming(deployment: Deployment, replica: Replica, beat: ReplicaBeat | None) -> Status:
+    """One that has its place: its files are on their way, or its engine loads."""
+    fetching = replica.state == ReplicaState.PENDING
+    since = replica.created_at if fetching else replica.started_at or replica.created_at
+    eta_s = remaining_s(
+        deployment.loads,
+        FETCH if fetching else LOAD,
+        (timezone.now() - since).total_seconds(),
+        fetch_left_s=beat.left_s if beat else None,
+    )
+    return Status(
+        status=LOADING,
+        stage=(beat.stage if beat else "") or str(replica.state),
+        eta_s=_rounded(eta_s),
+        done_bytes=beat.done_bytes if beat else None,
+        total_bytes=beat.total_bytes if beat else None,
+    )
+
+
+def _of_sleeping(deployment: Deployment, asked_at: float | None) -> Status:
+    """Its memory is others': one that is asked for waits until they have left."""
+    if deployment.wanted_at is not None:
+        asked_at = min(asked_at or time.time(), deployment.wanted_at.timestamp())
+    if asked_at is None:
+        return Status(
+            status=ASLEEP,
+            reason="Others have its memory; a request wakes it.",
+            eta_s=_rounded(usual_s(deployment.loads)),
+        )
+    eta_s = remaining_s(deployment.loads, WAIT, max(0.0, time.time() - asked_at))
+    return Status(status=LOADING, stage="waiting for memory", eta_s=_rounded(eta_s))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(max(0.0, seconds), 1)

@@ -16,7 +16,7 @@ from inference.capacity.placement import DeviceRoom, Need, place, refusal
 from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
 from inference.memory import device_rooms, need_of
-from inference.models import ALIVE, PRIORITY_CLASSES, USUAL_LOAD_S, Deployment, Replica, ReplicaState
+from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import PRIORITIES, queue_name
 
@@ -31,6 +31,7 @@ class Use:
 
     rate: UseRate
     used_at: float
+    name: str = ""
     asked_at: float | None = None
     busy: bool = False
 
@@ -45,9 +46,7 @@ class Swapper:
         """Observe, put to sleep, wake; the controller then starts and stops by the rows."""
         now = time.monotonic()
         deployments = list(
-            Deployment.objects.filter(replicas__gt=0, failure="")
-            .select_related("version__model")
-            .annotate(usual_load_s=USUAL_LOAD_S)
+            Deployment.objects.filter(replicas__gt=0, failure="").select_related("version__model")
         )
         self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
         replicas: dict[int, list[Replica]] = defaultdict(list)
@@ -58,6 +57,11 @@ class Swapper:
         self._sleep_idle(deployments, replicas, now)
         self._make_room(deployments, replicas, now)
 
+    def asked_s(self) -> dict[str, float]:
+        """For how long each deployment that is not up has been asked for, by name."""
+        now = time.monotonic()
+        return {use.name: now - use.asked_at for use in self._uses.values() if use.asked_at is not None}
+
     def _observe(
         self, deployments: Sequence[Deployment], replicas: dict[int, list[Replica]], now: float
     ) -> None:
@@ -66,7 +70,7 @@ class Swapper:
         ready = [str(row.pk) for rows in replicas.values() for row in rows if row.state == ReplicaState.READY]
         beats = read_beats(ready)
         for row in deployments:
-            use = self._uses.setdefault(row.pk, Use(UseRate(now), now))
+            use = self._uses.setdefault(row.pk, Use(UseRate(now), now, row.name))
             own = [beats[key] for one in replicas[row.pk] if (key := str(one.pk)) in beats]
             use.busy = bool(waiting[row.pk]) or any(beat.running or beat.waiting for beat in own)
             use.rate.observe(sum(beat.jobs_per_s for beat in own) + waiting[row.pk], now)
@@ -135,7 +139,7 @@ class Swapper:
             rank=PRIORITY_CLASSES.index(row.priority_class),
             waited_s=now - (use.asked_at or now),
             max_wait_s=row.max_wait_s,
-            load_s=getattr(row, "usual_load_s", None) or UNKNOWN_RELOAD_S,
+            load_s=row.usual_load_s or UNKNOWN_RELOAD_S,
         )
         by_name = {one.name: one for one in deployments}
         found = []
@@ -178,7 +182,7 @@ class Swapper:
             # What is still loading was asked for by somebody.
             busy=use.busy or replica.state != ReplicaState.READY,
             uses_per_s=use.rate.at(now),
-            reload_s=getattr(row, "usual_load_s", None) or UNKNOWN_RELOAD_S,
+            reload_s=row.usual_load_s or UNKNOWN_RELOAD_S,
         )
 
 

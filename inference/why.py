@@ -14,7 +14,7 @@ from inference.beats import read_beats
 from inference.capacity.placement import DeviceRoom, Need, place, refusal, refusals
 from inference.capacity.swap import Resident, Wanted, spared
 from inference.memory import device_rooms, need_of
-from inference.models import ALIVE, PRIORITY_CLASSES, USUAL_LOAD_S, Deployment, Replica, ReplicaState
+from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.protocol import ReplicaBeat
 from inference.reconcile import backoff_s
 from inference.swapping import UNKNOWN_RELOAD_S
@@ -28,7 +28,7 @@ MAX_REASONS = 20
 
 def why_not_running(version: ModelVersion) -> list[str]:
     """Sentences; none where as many replicas serve as are wished for, or none are."""
-    found = Deployment.objects.select_related("version__model").annotate(usual_load_s=USUAL_LOAD_S)
+    found = Deployment.objects.select_related("version__model")
     deployment = found.filter(version=version).first()
     if deployment is None or not deployment.replicas:
         return []
@@ -117,7 +117,7 @@ def _of_residents(deployment: Deployment, need: Need, rooms: Sequence[DeviceRoom
             rank=PRIORITY_CLASSES.index(deployment.priority_class),
             waited_s=waited_s,
             max_wait_s=deployment.max_wait_s,
-            load_s=getattr(deployment, "usual_load_s", None) or UNKNOWN_RELOAD_S,
+            load_s=deployment.usual_load_s or UNKNOWN_RELOAD_S,
         )
         for row in there[room.id]:
             why = spared(_resident(row, beats.get(str(row.pk))), wanted)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
@@ -16,13 +15,14 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from inference.engine.answer import Answer
-from inference.engine.base import EventTail, Output, Prepared, Usage
+from inference.engine.base import EventTail, Output, Prepared, TellStage, Usage
 from inference.engine.footprint import MEASURE, Footprint
 from inference.engine.lean import without_tokenizer_pool
 from inference.engine.options import GUIDED_OFF, engine_arguments
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
 from inference.engine.sampling import constraints, refusal
+from inference.engine.weights import checkpoint_bytes, counted
 from inference.protocol import DELTA, EngineOptions, GenerateRequest
 
 logger = logging.getLogger(__name__)
@@ -31,22 +31,22 @@ LIGHT_CHARACTERS = 4_000
 PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
 
 
-def _ignore(_stage: str) -> None:
+def _ignore(_stage: str, /, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
     """Nobody wants to know the stage."""
 
 
 class VllmEngine:
     """Answers jobs with vLLM. One vLLM request a prompt, named ``<job id>:<prompt index>``."""
 
-    def __init__(
-        self, model_path: str, options: EngineOptions, tell_stage: Callable[[str], None] = _ignore
-    ) -> None:
-        tell_stage("loading weights")
+    def __init__(self, model_path: str, options: EngineOptions, tell_stage: TellStage = _ignore) -> None:
+        total_bytes = checkpoint_bytes(model_path)
+        tell_stage("loading weights", 0 if options.in_process else None, total_bytes)
         # Read when the engine is made, so one template process can fork engines of both kinds.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if options.in_process else "1"
         without_tokenizer_pool()
         arguments = engine_arguments(model_path, options, on_cpu=current_platform.is_cpu())
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with counted(lambda done_bytes: tell_stage("loading weights", done_bytes, total_bytes)):
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         config = self._engine.vllm_config
         self._tokenizer: Any = self._engine.renderer.get_tokenizer()
         self._tokenizer.encode("")  # switches off truncation that a tokenizer.json may bring; see lean.py

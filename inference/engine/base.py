@@ -36,6 +36,14 @@ class Output(NamedTuple):
     error: MmserveError | None = None
 
 
+class TellStage(Protocol):
+    """Says what an engine's load is at, and how far that is if it can be counted."""
+
+    def __call__(
+        self, stage: str, /, done_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None: ...
+
+
 class Engine(Protocol):
     """One running batch. Only :meth:`prepare` may be called from another thread than the one that steps."""
 

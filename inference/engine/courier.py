@@ -57,7 +57,9 @@ class Courier:
         self._max_streams = max_streams
         self._worker_record = worker_record
         self._inbox = inbox
-        self.stage = "starting"  # read by the heartbeat while the engine loads
+        # Read by the heartbeat while the engine loads.
+        self.stage = "starting"
+        self.stage_bytes: tuple[int | None, int | None] = (None, None)
         self._state = "loading"
         self._engine: Engine | None = None
         self._loop = asyncio.new_event_loop()
@@ -160,7 +162,7 @@ class Courier:
     def _serve(self, engine: Engine) -> None:
         self._engine = engine
         self._state = "ready"
-        self.stage = ""
+        self.stage, self.stage_bytes = "", (None, None)
         self._intake = Intake(
             engine=engine,
             inhand=self._inhand,
@@ -237,4 +239,6 @@ class Courier:
             context_length=self._engine.context_length if self._engine else 0,
             memory=self._engine.memory() if self._engine else {},
             peak_running=load.peak_running,
+            done_bytes=self.stage_bytes[0],
+            total_bytes=self.stage_bytes[1],
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 
-from inference.engine.base import Engine
+from inference.engine.base import Engine, TellStage
 from inference.engine.choice import engine_class
 from inference.engine.worker import EngineWorker
 from inference.protocol import ReplicaSpec
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 def serve(spec: ReplicaSpec) -> int:
     """Load the model, serve its queues, and return the exit code."""
 
-    def open_engine(tell_stage: Callable[[str], None]) -> Engine:
+    def open_engine(tell_stage: TellStage) -> Engine:
         tell_stage("importing the engine")
         engine: Engine = engine_class()(spec.model_path, spec.options, tell_stage)
         return engine

@@ -23,7 +23,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from inference.engine import rqkeys
-from inference.engine.base import Engine, EventTail, Output, Usage
+from inference.engine.base import Engine, EventTail, Output, TellStage, Usage
 from inference.engine.courier import Courier
 from inference.engine.failures import as_error, describe, error_payload
 from inference.engine.intake import NOTHING_USED, usage_payload
@@ -39,7 +39,7 @@ IDLE_WAIT_S = 1.0
 logger = logging.getLogger(__name__)
 
 # Opens the engine; tells the stage of the load as it goes.
-OpenEngine = Callable[[Callable[[str], None]], Engine]
+OpenEngine = Callable[[TellStage], Engine]
 
 
 @dataclass(slots=True)
@@ -135,8 +135,10 @@ class EngineWorker(rq.Worker):
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self._inbox.put(Drain(self.drain_s))
 
-    def _tell_stage(self, stage: str) -> None:
-        self._courier.stage = stage
+    def _tell_stage(
+        self, stage: str, /, done_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None:
+        self._courier.stage, self._courier.stage_bytes = stage, (done_bytes, total_bytes)
 
     def _is_drained(self) -> bool:
         return self._drain_until is not None and not self._running

@@ -16,7 +16,7 @@ from inference.gateway.controls import Controls
 from inference.gateway.decisions import DecisionLog, decision_record
 from inference.gateway.facts import facts_of
 from inference.gateway.flight import Flight
-from inference.gateway.holding import Hold, class_of, deadline_s_of
+from inference.gateway.holding import class_of, deadline_s_of, hold_of
 from inference.gateway.hub import Hub
 from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
@@ -194,7 +194,7 @@ class Generator:
             raise nothing_serves(plan, decision, table, self._live)
         first = decision.chain[0]
         deployment = table.deployments[first.id]
-        hold = Hold(deployment, deployment.load_s) if first.cold else None
+        hold = hold_of(deployment, self._live) if first.cold else None
         _check_limits(plan, deployment)
         now = time.time()
         deadline_s = deadline_s_of(plan, deployment)

@@ -54,6 +54,8 @@ class Hub:
             self._live.beat({key: value for key, value in message.items() if key != "type"}, now)
         elif kind == "replica.lost":
             self._live.lost(message["replica"])
+        elif kind == "deployments.outlook":
+            self._live.foresee(message["deployments"], now)
         elif kind == "config.revision":
             self._on_revision(message["revision"])
         else:

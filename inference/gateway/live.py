@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from inference.protocol import STALE_AFTER_S, ReplicaBeat
+from inference.protocol import STALE_AFTER_S, Outlook, ReplicaBeat
 from routing.core.live import DeploymentLoad, LiveColumns
 from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
 
-READY, LOADING = "ready", "loading"
+READY, LOADING, ASLEEP = "ready", "loading", "asleep"
 MAX_REPLICAS = 10_000
 
 
@@ -26,6 +26,7 @@ class LiveState:
         self._beats: dict[str, tuple[ReplicaBeat, float]] = {}
         self._loads: dict[str, DeploymentLoad] = {}
         self._columns: LiveColumns | None = None
+        self._outlooks: dict[str, tuple[Outlook, float]] = {}
         self._news = asyncio.Event()
         self._settled = False
         # By replica, in order of age: what was given up does not come back, whatever it still says.
@@ -56,6 +57,8 @@ class LiveState:
         known = self._columns
         if known is None:
             known = self._columns = table.columns(self._loads)
+            for name, (outlook, _) in self._outlooks.items():
+                known.expect(name, outlook.eta_s)
         elif known.rows is not table.rows:
             self._columns = table.columns()
             self._columns.take_over(known)
@@ -99,6 +102,8 @@ class LiveState:
         for replica, (_, heard_at) in list(self._beats.items()):
             if now - heard_at > STALE_AFTER_S:
                 self._forget(replica)
+        if any(now - told_at > STALE_AFTER_S for _, told_at in self._outlooks.values()):
+            self.foresee({}, now)
 
     def alive(self, replica: str) -> bool:
         """Whether a replica is heard of."""
@@ -116,12 +121,37 @@ class LiveState:
         """Whether the replica with this RQ worker name is heard of."""
         return any(beat.worker == worker for beat, _ in self._beats.values())
 
-    def stage(self, deployment: str) -> str:
-        """What a loading replica of the deployment is doing, or ""."""
+    def loading(self, deployment: str) -> ReplicaBeat | None:
+        """The last beat of a replica of the deployment that loads."""
         for beat, _ in self._beats.values():
             if beat.deployment == deployment and beat.state == LOADING:
-                return beat.stage
-        return ""
+                return beat
+        return None
+
+    def foresee(self, outlooks: Mapping[str, Any], now: float) -> None:
+        """A ``deployments.outlook`` arrived: all that is wished for and not up."""
+        try:
+            found = msgspec.convert(outlooks, dict[str, Outlook])
+        except msgspec.ValidationError as error:
+            log.warning("an outlook is malformed: %s", error)
+            return
+        gone = self._outlooks.keys() - found.keys()
+        self._outlooks = {name: (outlook, now) for name, outlook in found.items()}
+        if self._columns is not None:
+            for name, outlook in found.items():
+                self._columns.expect(name, outlook.eta_s)
+            for name in gone:
+                self._columns.expect(name, None)
+
+    def outlook(self, deployment: str, now: float) -> Outlook | None:
+        """When a deployment is expected to be up, as of now; None if the controller does not tell."""
+        outlook, told_at = self._outlooks.get(deployment, (None, 0.0))
+        if outlook is None or now - told_at > STALE_AFTER_S:
+            return None
+        # One that nobody waits for yet does not come nearer.
+        passed_s = 0.0 if outlook.status == ASLEEP or outlook.eta_s is None else now - told_at
+        eta_s = None if outlook.eta_s is None else max(0.0, outlook.eta_s - passed_s)
+        return msgspec.structs.replace(outlook, eta_s=eta_s)
 
     def _sum_up(self, deployment: str) -> None:
         beats = [beat for beat, _ in self._beats.values() if beat.deployment == deployment]

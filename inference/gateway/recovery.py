@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any
 
 from inference.gateway import metrics
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.flight import IDLE, SILENCE_S, STATUS, Flight
+from inference.gateway.holding import told
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
 from inference.gateway.tasks import cancel_all
@@ -65,7 +65,8 @@ class Recovery:
                 flight.push([flight.job_id, -1, IDLE])
             if flight.wants_status and not flight.accepted and now - flight.status_at >= STATUS_EVERY_S:
                 flight.status_at = now
-                flight.push([flight.job_id, -1, STATUS, self._status_of(flight, now)])
+                status = told(flight.deployment, self._live, now, now - flight.begun_at)
+                flight.push([flight.job_id, -1, STATUS, status])
             if flight.recovering:
                 continue
             if flight.accepted:
@@ -74,27 +75,6 @@ class Recovery:
                 flight.probe_at = now
                 flight.inquiries += 1
                 self._begin(flight, self._inquire(flight))
-
-    def _status_of(self, flight: Flight, now: float) -> dict[str, Any]:
-        """What a request waits for, and for how long by what earlier loads took."""
-        entry = flight.deployment
-        load = self._live.loads.get(entry.id)
-        waited_s = now - flight.begun_at
-        if load is not None and load.ready:
-            per_s = load.jobs_per_s
-            return {
-                "status": "queued",
-                "stage": "waiting for a place in the batch",
-                "waited_s": round(waited_s, 1),
-                "eta_s": round(load.waiting / per_s, 1) if per_s > 0 else None,
-            }
-        loading = load is not None and load.loading
-        return {
-            "status": "loading" if loading else "asleep",
-            "stage": (self._live.stage(entry.id) or "loading") if loading else "waiting for memory or a node",
-            "waited_s": round(waited_s, 1),
-            "eta_s": None if entry.load_s is None else round(max(0.0, entry.load_s - waited_s), 1),
-        }
 
     def _look_after_running(self, flight: Flight, now: float) -> None:
         assert flight.replica is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference.gateway.holding import Hold, deadline_s_of
+from inference.gateway.holding import deadline_s_of, hold_of
 from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
 from mmserve.errors import (
@@ -30,11 +30,13 @@ def nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: Li
             f"The access key may not use {plan.model!r}.", param="model", code="model_not_allowed"
         )
     if decision.route is not None:
-        return _no_candidate(decision, candidates)
+        return _no_candidate(decision, candidates, table, live)
     return _no_deployment(plan, decision, table, live)
 
 
-def _no_candidate(decision: Decision, candidates: tuple[Candidate, ...]) -> MmserveError:
+def _no_candidate(
+    decision: Decision, candidates: tuple[Candidate, ...], table: RoutingTable, live: LiveState
+) -> MmserveError:
     """The route's candidates, each with its reasons."""
     if not candidates:
         why = "; ".join(decision.judgement.slate.problems) or "it has none"
@@ -47,7 +49,9 @@ def _no_candidate(decision: Decision, candidates: tuple[Candidate, ...]) -> Mmse
         return InvalidRequest(message, param="model", code="no_eligible_candidate")
     if all(Kind.HEALTH in one.kinds for one in candidates):
         return ModelNotLoaded(message, param="model")
-    return Unavailable(message, param="model", code="no_eligible_candidate", retry_after_s=LOADING_RETRY_S)
+    late = [hold_of(table.deployments[one.id], live) for one in candidates if one.kinds == (Kind.LATE,)]
+    retry_after_s = min((hold.retry_after_s for hold in late), default=LOADING_RETRY_S)
+    return Unavailable(message, param="model", code="no_eligible_candidate", retry_after_s=retry_after_s)
 
 
 def _no_deployment(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
@@ -73,7 +77,7 @@ def _no_deployment(plan: Plan, decision: Decision, table: RoutingTable, live: Li
     late = next((one for one in candidates if one.kinds == (Kind.LATE,)), None)
     if late is not None:
         entry = table.deployments[late.id]
-        return Hold(entry, entry.load_s).too_late(deadline_s_of(plan, entry))
+        return hold_of(entry, live).too_late(deadline_s_of(plan, entry))
     return _unmet(decision, candidates) or _not_up(served_id, entries, live)
 
 
@@ -99,7 +103,7 @@ def _not_up(served_id: str, entries: list[DeploymentEntry], live: LiveState) -> 
         )
     loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
     if loading:
-        stage = next((found for entry in loading if (found := live.stage(entry.id))), "starting")
+        stage = next((beat.stage for entry in loading if (beat := live.loading(entry.id))), "starting")
         return Unavailable(
             f"{served_id} is being loaded ({stage}).",
             param="model",

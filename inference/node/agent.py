@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
 from inference.node.usage import OwnEngine, usage
 from inference.notify import connection, fence, tell_gateways, wake_controller
-from inference.protocol import ReplicaBeat, ReplicaSpec, beat_key
+from inference.outlook import remember_load
+from inference.protocol import HEARTBEAT_S, STALE_AFTER_S, ReplicaBeat, ReplicaSpec, beat_key
 from registry import cache, store
 from registry.fetch.fetcher import in_words
 from registry.revision import current
@@ -68,6 +70,7 @@ class NodeAgent:
         self.seen: dict[str, tuple[int, int]] = {}
         # By replica: the digest of the options that matter to its memory.
         self.started_with: dict[str, str] = {}
+        self._fetch_told_at: dict[str, float] = {}
         self._record_devices()
         self._bury_predecessors()
 
@@ -131,7 +134,7 @@ class NodeAgent:
                 if busy.isdisjoint(device_names(replica)) and self._start(replica):
                     busy.update(device_names(replica))
             elif replica.state == ReplicaState.LOADING:
-                loading = not self._promote_if_ready(replica, now) or loading
+                loading = not self._promote_if_ready(replica) or loading
             elif replica.state == ReplicaState.READY and reported:
                 self._watch_memory(replica)
         return loading or bool(self.stopping)
@@ -189,6 +192,7 @@ class NodeAgent:
             return False
         if folder is None:
             # They are on their way; the next tick looks again.
+            self._tell_fetch(replica)
             return False
         if not self.supervisor.template_ready:
             # Nobody waits for its imports: the other engines, and the lease, need this loop.
@@ -213,7 +217,7 @@ class NodeAgent:
             self._end(replica, ReplicaState.FAILED, f"could not be started: {error}")
             return False
         claimed = self._row(replica, ReplicaState.PENDING).update(
-            state=ReplicaState.LOADING, pid=pid, log_path=str(path)
+            state=ReplicaState.LOADING, pid=pid, log_path=str(path), started_at=timezone.now()
         )
         if not claimed:
             self.supervisor.kill(key, "its row was closed, or taken by another process, while it was started")
@@ -225,10 +229,33 @@ class NodeAgent:
         names = device_names(replica)
         return [device.index for device in self.devices if device.kind != "cpu" and device.name in names]
 
-    def _promote_if_ready(self, replica: Replica, now: datetime) -> bool:
+    def _tell_fetch(self, replica: Replica) -> None:
+        """How far its files are, to the gateways and pages, as its engine will tell of its own load."""
+        key = str(replica.pk)
+        now = time.monotonic()
+        progress = self.files.progress(key)
+        if progress is None or now - self._fetch_told_at.get(key, 0.0) < HEARTBEAT_S:
+            return
+        self._fetch_told_at[key] = now
+        beat = ReplicaBeat(
+            replica=key,
+            deployment=replica.deployment.name,
+            worker="",
+            state="loading",
+            stage="fetching files",
+            at=time.time(),
+            done_bytes=progress.done_bytes,
+            total_bytes=progress.total_bytes,
+            left_s=progress.left_s,
+        )
+        connection().set(beat_key(key), msgspec.json.encode(beat), px=int(STALE_AFTER_S * 1000))
+        tell_gateways({"type": "replica.beat", **msgspec.structs.asdict(beat)})
+
+    def _promote_if_ready(self, replica: Replica) -> bool:
         beat = last_beat(str(replica.pk))
         if beat is None or beat.state != "ready":
             return False
+        now = timezone.now()
         promoted = self._row(replica, ReplicaState.LOADING).update(
             state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
         )
@@ -237,6 +264,7 @@ class NodeAgent:
             # Options that were edited meanwhile are not those that it was started with.
             if started_with == options_key(replica.deployment):
                 observe_load(replica, beat)
+            remember_load(replica, now)
             log.info("%s is ready", replica)
         return True
 
@@ -298,6 +326,7 @@ class NodeAgent:
     ) -> None:
         self.files.release(str(replica.pk))
         self.started_with.pop(str(replica.pk), None)
+        self._fetch_told_at.pop(str(replica.pk), None)
         if not self._row(replica).update(
             state=state, reason=reason, log_tail=log_tail, ended_at=timezone.now(), superseded=superseded
         ):

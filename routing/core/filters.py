@@ -75,14 +75,15 @@ def _health(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
     deadline_s = slate.deadline_s
     if request.deadline_s is not None:
         deadline_s = np.minimum(deadline_s, request.deadline_s)
-    late = absent & slate.wakeable & (slate.load_s > deadline_s)
+    eta_s = live[columns.ETA]
+    late = absent & slate.wakeable & (eta_s > deadline_s)
     if late.any():
         found.append(
             Filter(
                 Kind.LATE,
                 late,
                 lambda place: (
-                    f"it is not up, and is expected in {slate.load_s[place]:.0f} s: longer than this request "
+                    f"it is not up, and is expected in {eta_s[place]:.0f} s: longer than this request "
                     f"may take ({deadline_s[place]:g} s)"
                 ),
             )

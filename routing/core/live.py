@@ -13,8 +13,8 @@ Floats = npt.NDArray[np.float64]
 # How long a load takes that was never measured.
 UNKNOWN_LOAD_S = 60.0
 
-READY, LOADING, LOAD, CONTEXT, TTFT, TTFT_PER_TOKEN, TPOT, STREAMS, KV, BREAKER = range(10)
-COLUMNS = 10
+READY, LOADING, LOAD, CONTEXT, TTFT, TTFT_PER_TOKEN, TPOT, STREAMS, KV, BREAKER, ETA = range(11)
+COLUMNS = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class LiveColumns:
     Owned by one event loop. ``loads`` stays beside it for what wants names rather than columns.
     """
 
-    __slots__ = ("_broken", "_latency", "_load_s", "data", "loads", "rows")
+    __slots__ = ("_broken", "_eta_s", "_latency", "_load_s", "data", "loads", "rows")
 
     def __init__(self, rows: Mapping[str, int], load_s: Mapping[str, float | None]) -> None:
         """``rows`` by deployment, and the seconds that a load of each takes, where that is known."""
@@ -74,10 +74,12 @@ class LiveColumns:
         self.data: Floats = np.zeros((COLUMNS, len(rows) + 1))
         self.loads: dict[str, DeploymentLoad] = {}
         self._load_s = load_s
+        self._eta_s: dict[str, float] = {}
         self._latency: dict[str, Latency] = {}
         self._broken: set[str] = set()
         for key, row in self.rows.items():
             self.data[TTFT, row] = self._cold_s(key)
+            self.data[ETA, row] = load_s.get(key) or 0.0
 
     def note(self, deployment: str, load: DeploymentLoad | None) -> None:
         """The replicas' state changed; None: none of them is heard of any more."""
@@ -91,8 +93,9 @@ class LiveColumns:
         """Begin with what was known under the table before."""
         self.loads = before.loads
         self._latency = before._latency
+        self._eta_s = before._eta_s
         self._broken = before._broken
-        for deployment in {*self.loads, *self._latency}:
+        for deployment in {*self.loads, *self._latency, *self._eta_s}:
             self._write(deployment)
         for deployment in self._broken:
             self.set_breaker(deployment, True)
@@ -105,6 +108,14 @@ class LiveColumns:
             self._latency[deployment] = latency
         self._write(deployment)
 
+    def expect(self, deployment: str, eta_s: float | None) -> None:
+        """In how many seconds a deployment that is not up is expected to be; None: as a load of it usually takes."""
+        if eta_s is None:
+            self._eta_s.pop(deployment, None)
+        else:
+            self._eta_s[deployment] = eta_s
+        self._write(deployment)
+
     def set_breaker(self, deployment: str, is_open: bool) -> None:
         """Whether the deployment's circuit breaker lets nothing pass."""
         (self._broken.add if is_open else self._broken.discard)(deployment)
@@ -113,8 +124,12 @@ class LiveColumns:
             self.data[BREAKER, row] = is_open
 
     def _cold_s(self, deployment: str) -> float:
-        load_s = self._load_s.get(deployment)
-        return UNKNOWN_LOAD_S if load_s is None else load_s
+        eta_s = self._known_s(deployment)
+        return UNKNOWN_LOAD_S if eta_s is None else eta_s
+
+    def _known_s(self, deployment: str) -> float | None:
+        found = self._eta_s.get(deployment)
+        return self._load_s.get(deployment) if found is None else found
 
     def _write(self, deployment: str) -> None:
         row = self.rows.get(deployment)
@@ -134,3 +149,5 @@ class LiveColumns:
             load.running,
             load.kv_usage,
         )
+        # 0 where nobody knows: nothing is too late then.
+        self.data[ETA, row] = self._known_s(deployment) or 0.0

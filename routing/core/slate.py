@@ -77,7 +77,6 @@ class Slate:
         "ids",
         "inverse_weight",
         "judged",
-        "load_s",
         "notes",
         "order",
         "policy",
@@ -139,7 +138,6 @@ class Slate:
         self.contexts_differ = len(self.ids) > 1 and len(set(self.context.tolist())) > 1
         self.chat = np.array([target.chats for target in targets], dtype=np.bool_)
         self.wakeable = np.array([e is not None and e.can_wake for e in self.entries], dtype=np.bool_)
-        self.load_s = _floats(e.load_s or 0.0 if e else 0.0 for e in self.entries)
         self.deadline_s = _floats(e.limits.default_deadline_s if e else 0.0 for e in self.entries)
         self.quality = _floats(version.quality for version in self.versions)
         judges = table.scorer if policy is Policy.BALANCED else None

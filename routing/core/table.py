@@ -38,7 +38,7 @@ class DeploymentEntry:
     limits: Limits = field(default_factory=Limits)
     wanted_replicas: int = 1
     has_chat_template: bool = True
-    load_s: float | None = None  # how long its loads took, on the average
+    load_s: float | None = None  # from the first request to being up, as its latest loads tell
     failure: str = ""  # why nobody tries to load it any more
     devices: int = 1  # that one replica takes
 

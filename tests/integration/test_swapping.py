@@ -62,6 +62,8 @@ def up(deployment: Deployment, *, running: int = 0, age_s: float = 60.0) -> Repl
     row = deployment.replica_set.exclude(state__in=("stopped", "failed")).get()
     at = timezone.now() - datetime.timedelta(seconds=age_s)
     Replica.objects.filter(pk=row.pk).update(state=ReplicaState.READY, ready_at=at, load_seconds=2.0)
+    past = {"wait_s": 0.0, "fetch_s": 0.0, "load_s": 2.0}
+    Deployment.objects.filter(pk=deployment.pk).update(past_loads=[past])
     beat = ReplicaBeat(
         replica=str(row.pk), deployment=deployment.name, worker="w", state="ready", running=running
     )

@@ -16,6 +16,7 @@ from django.db import DatabaseError, close_old_connections
 
 from inference.leases import NodeLeases
 from inference.notify import connection
+from inference.outlook import Outlook
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
 from inference.swapping import Swapper
@@ -52,7 +53,7 @@ class Command(BaseCommand):
         me = uuid.uuid4().hex
         lease = client.register_script(LEASE_LUA)
         pubsub = client.pubsub(ignore_subscribe_messages=True)
-        swapper = Swapper()
+        swapper, outlook = Swapper(), Outlook()
         leases = NodeLeases(settings.NODE_LEASE_S)
         experiments = ExperimentWatch()
         leading = threading.Event()
@@ -67,7 +68,7 @@ class Command(BaseCommand):
                 if lease(keys=[LEASE_KEY], args=[me, LEASE_MS]):
                     leading.set()
                     close_old_connections()
-                    reconcile(swapper, leases)
+                    reconcile(swapper, leases, outlook)
                     experiments.step(time.monotonic())
                 else:
                     leading.clear()

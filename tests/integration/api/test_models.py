@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -12,6 +13,8 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from inference.models import Deployment, Device, Node, Replica, ReplicaState
+from inference.notify import connection
+from inference.protocol import ASKED_KEY, ReplicaBeat, beat_key
 from inference.reconcile import give_up
 from registry import actions
 from registry.models import Event, Model, ModelVersion, VersionState
@@ -151,13 +154,54 @@ def test_the_status_follows_the_replicas(reader: APIClient, deployment: Deployme
 def test_the_time_left_is_the_usual_time_of_a_load_less_what_has_passed(
     reader: APIClient, deployment: Deployment, device: Device
 ) -> None:
-    replica(deployment, device, ReplicaState.STOPPED, load_seconds=1000.0)
-    replica(deployment, device, ReplicaState.LOADING)
+    past = {"wait_s": 0.0, "fetch_s": 50.0, "load_s": 1000.0}
+    Deployment.objects.update(past_loads=[past])
+    row = replica(deployment, device, ReplicaState.PENDING)
+    assert 1040 < status_of(reader)["eta_s"] <= 1050
 
+    begun = timezone.now() - datetime.timedelta(seconds=30)
+    Replica.objects.filter(pk=row.pk).update(state=ReplicaState.LOADING, started_at=begun)
     found = status_of(reader)
-
     assert found["status"] == "loading"
-    assert 900 < found["eta_s"] <= 1000
+    assert 960 < found["eta_s"] <= 970
+
+
+def test_bytes_are_told_of_a_stage_that_counts_them_and_its_speed_tells_the_rest(
+    reader: APIClient, deployment: Deployment, device: Device, redis_url: str
+) -> None:
+    Deployment.objects.update(past_loads=[{"wait_s": 0.0, "fetch_s": 0.0, "load_s": 2.0}])
+    row = replica(deployment, device, ReplicaState.PENDING)
+    beat = ReplicaBeat(
+        replica=str(row.pk),
+        deployment=deployment.name,
+        worker="",
+        state="loading",
+        stage="fetching files",
+        done_bytes=250,
+        total_bytes=1000,
+        left_s=6.0,
+    )
+    connection().set(beat_key(str(row.pk)), msgspec.json.encode(beat))
+
+    found = reader.get("/v1/models/acme/echo").json()
+
+    assert (found["stage"], found["done_bytes"], found["total_bytes"]) == ("fetching files", 250, 1000)
+    assert found["eta_s"] == 8.0
+
+
+def test_one_that_sleeps_tells_what_it_would_take_and_once_it_is_asked_for_what_remains(
+    reader: APIClient, deployment: Deployment, redis_url: str
+) -> None:
+    past = {"wait_s": 4.0, "fetch_s": 0.0, "load_s": 10.0}
+    Deployment.objects.update(past_loads=[past], asleep=True)
+    found = status_of(reader)
+    assert (found["status"], found["eta_s"]) == ("asleep", 14.0)
+
+    asked = {deployment.name: timezone.now().timestamp() - 3}
+    connection().set(ASKED_KEY, msgspec.json.encode(asked))
+    found = status_of(reader)
+    assert (found["status"], found["stage"]) == ("loading", "waiting for memory")
+    assert 10 < found["eta_s"] <= 11
 
 
 def test_load_and_unload_answer_202_with_the_status(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from typing import Any
 
 import msgspec
@@ -137,3 +138,41 @@ async def test_a_key_has_a_highest_class(open_gateway, key, asked, queue):
             await until(lambda: len(queued(gateway, queue)) == 1)
             asked_for.cancel()
             await asyncio.gather(asked_for, return_exceptions=True)
+
+
+def outlook_of_echo(**fields: Any) -> dict[str, Any]:
+    told = {"status": "asleep", "stage": "Others have its memory.", "eta_s": 8.0, **fields}
+    return {"type": "deployments.outlook", "deployments": {"echo": told}}
+
+
+async def test_a_gateway_holds_and_refuses_by_what_it_was_told_last(open_gateway):
+    async with open_gateway() as gateway:
+        gateway.runtime.hub.dispatch(outlook_of_echo())
+        refused = await gateway.client.post("/v1/completions", {**BODY, "deadline_ms": 5000})
+        gateway.runtime.hub.dispatch(outlook_of_echo(eta_s=3.0))
+        held = asyncio.create_task(gateway.client.post("/v1/completions", {**BODY, "deadline_ms": 5000}))
+        await until(lambda: len(gateway.runtime.hub) == 1)
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "8"
+
+
+async def test_a_status_event_has_stage_bytes_and_seconds(open_gateway):
+    async with open_gateway() as gateway:
+        gateway.runtime.hub.dispatch(
+            outlook_of_echo(status="loading", stage="fetching files", done_bytes=5, total_bytes=20)
+        )
+        headers = {"x-mmserve-status": "events"}
+        async with gateway.client.begin("/v1/completions", {**BODY, "stream": True}, headers=headers) as (
+            response,
+            _,
+            left,
+        ):
+            await response.until(b"event: status")
+            left.set()
+    line = next(line for line in response.body.decode().splitlines() if line.startswith("data: {"))
+    told = json.loads(line.removeprefix("data: "))
+    assert (told["status"], told["stage"]) == ("loading", "fetching files")
+    assert (told["done_bytes"], told["total_bytes"]) == (5, 20)
+    assert 6.0 < told["eta_s"] <= 8.0

@@ -167,7 +167,7 @@ async def test_a_held_stream_tells_its_status_to_who_asked(open_gateway):
         if told:
             line = next(line for line in text.splitlines() if line.startswith("data: ") and "stage" in line)
             status = json.loads(line.removeprefix("data: "))
-            assert set(status) == {"status", "stage", "waited_s", "eta_s"}
+            assert set(status) == {"status", "stage", "waited_s", "eta_s", "done_bytes", "total_bytes"}
             assert (status["status"], status["stage"]) in {
                 ("loading", "weights"),
                 ("asleep", "waiting for memory or a node"),

@@ -17,7 +17,7 @@ def test_the_replicas_of_a_deployment_add_up():
     live.beat(beat("c", state="loading", stage="weights"), 0.0)
     load = live.loads["echo"]
     assert (load.ready, load.loading, load.running, load.max_streams, load.jobs_per_s) == (2, 1, 5, 16, 2.0)
-    assert live.stage("echo") == "weights"
+    assert live.loading("echo").stage == "weights"
     assert live.replicas("echo") == ["a", "b"]
 
 
