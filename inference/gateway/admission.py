@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
+from inference.gateway.fullness import Fullness
 from inference.gateway.holding import Hold
 from inference.gateway.ledger import BudgetsLeft, Ledgers, Reservation, SpendSource, nothing_spent, settlement
 from inference.gateway.redis_batch import RedisBatch, Script
@@ -84,6 +85,15 @@ class Admission:
         self._wake = Script("wake")
         self._withdraw = Script("withdraw")
         self._whereabouts = Script("whereabouts")
+        self._fullness = Fullness()
+
+    def refuse_if_full(
+        self, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float, now: float
+    ) -> None:
+        """Refused without a round trip, where this process knows that there is no place; ``now`` is monotonic."""
+        waiting = self._fullness.full(deployment.id, _bound(deployment, hold), now)
+        if waiting is not None:
+            raise Refused(_full(waiting, deployment, hold, drain_per_s), NO_RATES)
 
     async def admit(
         self,
@@ -131,7 +141,7 @@ class Admission:
             grant.tokens_per_minute or 0,
             reserved_tokens,
             grant.max_concurrency or 0,
-            deployment.limits.hold_bound if hold else deployment.limits.queue_bound,
+            _bound(deployment, hold),
             replaces,
             grant.id,
             reservation.nano if reservation else 0,
@@ -141,12 +151,18 @@ class Admission:
             keys += ledger_keys(budget)
             args += [budget.limit_nano, period_label(budget.period, now)]
         args += fields
-        answer = await self._fast.call(self._admit, keys, args)
-        while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
-            await self.ledgers.open(budgets[answer[7] - 1])
+        waiting: int | None = None
+        self._fullness.ask(deployment.id)
+        try:
             answer = await self._fast.call(self._admit, keys, args)
+            while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
+                await self.ledgers.open(budgets[answer[7] - 1])
+                answer = await self._fast.call(self._admit, keys, args)
+            waiting = answer[6] + (answer[0] == b"ok")
+        finally:
+            self._fullness.answered(deployment.id, waiting, time.monotonic())
         verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
-        waiting, at, nano_left = why
+        before, at, nano_left = why
         rates = Rates(
             grant.requests_per_minute,
             max(0, requests_left),
@@ -161,9 +177,9 @@ class Admission:
             assert reservation is not None
             raise Refused(_over_budget(budgets[at - 1], reservation.nano, nano_left), rates)
         if verdict != b"ok":
-            if hold is not None and verdict == b"queue":
-                raise Refused(hold.full(waiting), rates)
-            raise Refused(_refusal(verdict, wait_ms / 1000, waiting, grant, deployment, drain_per_s), rates)
+            if verdict == b"queue":
+                raise Refused(_full(before, deployment, hold, drain_per_s), rates)
+            raise Refused(_limited(verdict, wait_ms / 1000, grant), rates)
         return rates
 
     def wake_controller(self) -> None:
@@ -245,9 +261,12 @@ class Admission:
             again=True,
         )
 
-    async def withdraw(self, job_id: str, queue: str) -> bool:
+    async def withdraw(self, job_id: str, queue: str, deployment: str) -> bool:
         """Take a waiting job back; False when an engine has it already."""
-        return bool(await self._fast.call(self._withdraw, [queue_key(queue), job_key(job_id)], [job_id]))
+        taken = bool(await self._fast.call(self._withdraw, [queue_key(queue), job_key(job_id)], [job_id]))
+        if taken:
+            self._fullness.left(deployment)
+        return taken
 
     async def whereabouts(self, job_id: str, queue: str) -> tuple[bool, str, str]:
         """Whether a job still waits in its queue, its RQ status, and the name of its worker."""
@@ -282,23 +301,25 @@ def _over_budget(budget: BudgetEntry, cost_nano: int, left_nano: int) -> Insuffi
     return InsufficientQuota(f"The {budget.name} cannot pay: {needs}{hint}{again}")
 
 
-def _refusal(
-    verdict: bytes,
-    wait_s: float,
-    waiting: int,
-    grant: KeyGrant,
-    deployment: DeploymentEntry,
-    drain_per_s: float,
-) -> MmserveError:
-    if verdict == b"queue":
-        bound = deployment.limits.queue_bound
-        drain_s = (waiting - bound + 1) / drain_per_s if drain_per_s > 0 else UNKNOWN_DRAIN_S
-        pace = f"{drain_per_s:.2g} a second" if drain_per_s > 0 else "a pace not measured yet"
-        return QueueFull(
-            f"The queue of {deployment.served_id} is full: {waiting} requests wait, {bound} may; "
-            f"it drains at {pace}.",
-            retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, drain_s)),
-        )
+def _bound(deployment: DeploymentEntry, hold: Hold | None) -> int:
+    """How many may wait: for a place in the batch, or for the model to come up."""
+    return deployment.limits.queue_bound if hold is None else deployment.limits.hold_bound
+
+
+def _full(waiting: int, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float) -> QueueFull:
+    if hold is not None:
+        return hold.full(waiting)
+    bound = deployment.limits.queue_bound
+    drain_s = (waiting - bound + 1) / drain_per_s if drain_per_s > 0 else UNKNOWN_DRAIN_S
+    pace = f"{drain_per_s:.2g} a second" if drain_per_s > 0 else "a pace not measured yet"
+    return QueueFull(
+        f"The queue of {deployment.served_id} is full: {waiting} requests wait, {bound} may; "
+        f"it drains at {pace}.",
+        retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, drain_s)),
+    )
+
+
+def _limited(verdict: bytes, wait_s: float, grant: KeyGrant) -> RateLimitExceeded:
     if verdict == b"requests":
         what: Any = f"{grant.requests_per_minute} requests a minute"
     elif verdict == b"tokens":

@@ -198,7 +198,11 @@ class Generator:
         _check_limits(plan, deployment)
         now = time.time()
         deadline_s = deadline_s_of(plan, deployment)
-        request = plan.request(request_id, self._reply_to, now + deadline_s, class_of(plan, grant))
+        load = self._live.loads.get(deployment.id)
+        drain_per_s = load.jobs_per_s if load else 0.0
+        priority = class_of(plan, grant)
+        self._admission.refuse_if_full(deployment, hold, drain_per_s, time.monotonic())
+        request = plan.request(request_id, self._reply_to, now + deadline_s, priority)
         flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
         prices = table.versions[deployment.served_id].prices
         most = most_cost_nano(plan, prices, deployment)
@@ -207,7 +211,6 @@ class Generator:
         if reservation is not None:
             flight.reservations.append(reservation)
         generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, table, most)
-        load = self._live.loads.get(deployment.id)
         self._hub.add(flight)
         try:
             generation.rates = await self._admission.admit(
@@ -216,7 +219,7 @@ class Generator:
                 grant=grant,
                 deployment=deployment,
                 reserved_tokens=plan.reserved_tokens,
-                drain_per_s=load.jobs_per_s if load else 0.0,
+                drain_per_s=drain_per_s,
                 now=now,
                 hold=hold,
                 reservation=reservation,
@@ -325,7 +328,7 @@ class Generator:
             self._controls.cancel(flight.replica, flight.job_id)
             return
         try:
-            withdrawn = await self._admission.withdraw(flight.job_id, flight.queue)
+            withdrawn = await self._admission.withdraw(flight.job_id, flight.queue, flight.deployment.id)
         except MmserveError as error:
             log.warning("cannot withdraw job %s: %s", flight.job_id, error)
             withdrawn = False

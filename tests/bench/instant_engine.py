@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 from inference.engine.base import Output, Prepared, Usage
 from inference.protocol import DELTA, GenerateRequest
 
 
 class InstantEngine:
-    """One token a stream and step, at no cost; ``max_tokens`` of them (0 ends a job in its first step)."""
+    """One token a stream and step; ``max_tokens`` of them (0 ends a job in its first step).
+
+    A step costs no CPU, and ``step_s`` of time.
+    """
 
     context_length = 1 << 20
 
-    def __init__(self, max_streams: int = 256) -> None:
+    def __init__(self, max_streams: int = 256, step_s: float = 0.0) -> None:
         self.max_streams = max_streams
+        self._step_s = step_s
         self._left: dict[str, int] = {}
         self._made: dict[str, int] = {}
 
@@ -27,6 +33,8 @@ class InstantEngine:
         self._made[job_id] = 0
 
     def step(self) -> list[Output]:
+        if self._step_s:
+            time.sleep(self._step_s)
         outputs = []
         for job_id, left in list(self._left.items()):
             if left == 0:

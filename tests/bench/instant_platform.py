@@ -32,12 +32,18 @@ class InstantPlatform:
 
 @contextmanager
 def instant_platform(
-    work: Path, many: tuple[int, int] | None = None, whole: bool | None = None
+    work: Path,
+    many: tuple[int, int] | None = None,
+    whole: bool | None = None,
+    *,
+    queue_bound: int | None = None,
+    step_s: float = 0.0,
 ) -> Iterator[InstantPlatform]:
     """Key, routing table, admission, queue and reply channel are all the real ones.
 
     ``many``: models, and versions of each, that stand by. ``whole``: True for a route, an experiment, prices, budgets,
-    decisions that are kept, and the roll-up; False for none of it, not even a kept decision.
+    decisions that are kept, and the roll-up; False for none of it, not even a kept decision. ``step_s``: what a step
+    of the engine takes.
     """
     port = free_port()
     data = Path(tempfile.mkdtemp(prefix="instant-", dir=work))
@@ -49,12 +55,13 @@ def instant_platform(
     with running(redis_command(socket, data), redis_log) as redis:
         wait_until(socket.exists, redis, redis_log)
         _python(["manage.py", "migrate", "--verbosity", "0"], env)
-        with_all = ["whole"] if whole else []
-        rows = json.loads(_python(["-m", "tests.bench.instant_rows", *with_all], env).splitlines()[-1])
+        asked = (["whole"] if whole else []) + ([str(queue_bound)] if queue_bound is not None else [])
+        rows = json.loads(_python(["-m", "tests.bench.instant_rows", *asked], env).splitlines()[-1])
         if many is not None:
             _python(["-m", "tests.bench.many_rows", *map(str, many)], env)
         target = Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=rows["api_key"])
         engine = [sys.executable, "-m", "tests.bench.instant_worker", rows["deployment"], env["REDIS_URL"]]
+        engine.append(str(step_s))
         daphne: list[str | Path] = [
             Path(sys.executable).with_name("daphne"),
             "-b",

@@ -1,7 +1,7 @@
 """The rows of a platform whose one model is served by the instant engine; prints its credentials as JSON.
 
-``python -m tests.bench.instant_rows [whole]`` with the platform's environment, after ``manage.py migrate``. No
-node runs in that platform, so the wish for a replica is written down without asking whether it fits.
+``python -m tests.bench.instant_rows [whole] [QUEUE_BOUND]`` with the platform's environment, after ``manage.py
+migrate``. No node runs in that platform, so the wish for a replica is written down without asking whether it fits.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ ACTOR = "benchmark"
 CONTEXT_TOKENS = 8192
 
 
-def create(whole: bool) -> dict[str, str]:
+def create(whole: bool, queue_bound: int | None = None) -> dict[str, str]:
     """Model, ready version, default alias, deployment; returns credentials and the deployment's name."""
     from django.conf import settings
 
     from inference.actions import ensure_deployment
     from inference.models import Deployment
     from mmserve.first_start import ensure_credentials
+    from mmserve.models import AccessKey
     from registry.actions import promote, register_model, register_version
     from registry.actions.versions import finish_import, transition
     from registry.models import VersionState
@@ -37,8 +38,11 @@ def create(whole: bool) -> dict[str, str]:
     finish_import(version, actor=ACTOR)
     promote(version, actor=ACTOR)
     deployment = ensure_deployment(version, actor=ACTOR)
-    Deployment.objects.filter(pk=deployment.pk).update(replicas=1)
+    bounds = {} if queue_bound is None else {"queue_bound": queue_bound}
+    Deployment.objects.filter(pk=deployment.pk).update(replicas=1, **bounds)
     credentials = ensure_credentials()
+    # More clients than one are played with one key.
+    AccessKey.objects.update(max_concurrency=10_000)
     asks_for, note = add_whole() if whole else (MODEL, "")
     return {**credentials, "deployment": deployment.name, "asks_for": asks_for, "note": note}
 
@@ -67,4 +71,5 @@ def add_whole() -> tuple[str, str]:
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mmserve.settings")
     django.setup()
-    print(json.dumps(create("whole" in sys.argv[1:])))
+    bounds = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    print(json.dumps(create("whole" in sys.argv[1:], *bounds)))

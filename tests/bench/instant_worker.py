@@ -1,25 +1,24 @@
-"""``python -m tests.bench.instant_worker DEPLOYMENT REDIS_URL``: the real worker, the instant engine."""
+"""``python -m tests.bench.instant_worker DEPLOYMENT REDIS_URL [STEP_S]``: the real worker, the instant engine."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
-from inference.engine.base import Engine
+from inference.engine.base import Engine, TellStage
 from inference.engine.worker import EngineWorker
 from tests.bench.instant_engine import InstantEngine
 
 MAX_STREAMS = 64
 
 
-def open_engine(tell_stage: Callable[[str], None]) -> Engine:
-    """What the worker calls in place of loading a model."""
-    tell_stage("instant")
-    return InstantEngine(MAX_STREAMS)
-
-
-def main(deployment: str, redis_url: str) -> None:
+def main(deployment: str, redis_url: str, step_s: str = "0") -> None:
     """Serve until told to drain."""
+
+    def open_engine(tell_stage: TellStage) -> Engine:
+        """What the worker calls in place of loading a model."""
+        tell_stage("instant")
+        return InstantEngine(MAX_STREAMS, float(step_s))
+
     worker = EngineWorker(
         replica="instant-replica",
         deployment=deployment,

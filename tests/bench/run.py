@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.bench import (
     bench_assignment,
+    bench_burst,
     bench_fetch,
     bench_gateway,
     bench_listing,
@@ -44,6 +45,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "assignment": bench_assignment.bench,
     "gateway": bench_gateway.bench,
     "whole": bench_whole.bench,
+    "burst": bench_burst.bench,
     "memory": bench_memory.bench,
     "fetch": bench_fetch.bench,
     "listing": bench_listing.bench,

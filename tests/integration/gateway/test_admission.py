@@ -10,6 +10,7 @@ import redis
 
 from inference.gateway.admission import lease_key, rate_key
 from inference.gateway.auth import KeyGrant
+from inference.gateway.fullness import TRUST_S
 from inference.gateway.usage import USAGE_STREAM
 from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
@@ -160,3 +161,42 @@ async def test_many_requests_of_one_moment_share_few_round_trips(open_gateway):
     assert {answer.status for answer in answers} == {200}
     assert sum(sent) == 40
     assert len(sent) < 10
+
+
+async def test_a_burst_on_a_full_queue_asks_redis_for_few_of_the_refused(open_gateway):
+    async with open_gateway() as gateway, engine(gateway) as idle:
+        await heard(gateway)
+        idle.pulling.clear()
+        sent = []
+        execute = gateway.runtime._fast._execute
+
+        async def counted(batch):
+            sent.append(len(batch))
+            return await execute(batch)
+
+        gateway.runtime._fast._execute = counted
+        asked = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(200)]
+        await until(lambda: sum(task.done() for task in asked) >= 190)
+        refused = [task.result() for task in asked if task.done()]
+        admissions = sum(sent)
+        idle.pulling.set()
+        answers = await asyncio.gather(*asked)
+    assert {answer.status for answer in refused} == {429}
+    assert all(answer.headers["retry-after"] for answer in refused)
+    # The bound of 8, and one that a blocking pop may have taken.
+    assert [answer.status for answer in answers].count(200) in (8, 9)
+    assert admissions < 30
+
+
+async def test_a_place_that_becomes_free_is_given_at_once(open_gateway):
+    async with open_gateway() as gateway, engine(gateway) as idle:
+        await heard(gateway)
+        idle.pulling.clear()
+        client = redis.Redis.from_url(gateway.redis_url)
+        client.rpush("rq:queue:echo.low", *[f"old-{number}" for number in range(9)])
+        assert (await gateway.client.post("/v1/completions", BODY)).status == 429
+        client.delete("rq:queue:echo.low")
+        client.close()
+        await asyncio.sleep(TRUST_S)
+        idle.pulling.set()
+        assert (await gateway.client.post("/v1/completions", BODY)).status == 200

@@ -1,0 +1,54 @@
+"""Which queues are full, as far as this process knows: whoever is refused should not cost what an answer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# For how long Redis' word on a queue's length is believed: an engine may take jobs at any moment.
+TRUST_S = 0.02
+
+
+@dataclass(slots=True)
+class _Queue:
+    waiting: int = 0  # as Redis last said
+    told_at: float = float("-inf")
+    asked: int = 0  # admissions under way
+
+
+class Fullness:
+    """Owned by the event loop; by deployment. ``now`` is the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+
+    def full(self, deployment: str, bound: int, now: float) -> int | None:
+        """How many wait, if one more would certainly be refused; None: ask Redis.
+
+        Those that this process is asking Redis to admit at this moment count as waiting.
+        """
+        queue = self._queues.get(deployment)
+        if queue is None:
+            return None
+        told = queue.waiting if now - queue.told_at < TRUST_S else 0
+        waiting = told + queue.asked
+        return waiting if waiting >= bound else None
+
+    def ask(self, deployment: str) -> None:
+        """Redis is being asked to admit one."""
+        queue = self._queues.get(deployment)
+        if queue is None:
+            queue = self._queues[deployment] = _Queue()
+        queue.asked += 1
+
+    def answered(self, deployment: str, waiting: int | None, now: float) -> None:
+        """Redis said how many wait now; None: it did not answer."""
+        queue = self._queues[deployment]
+        queue.asked -= 1
+        if waiting is not None:
+            queue.waiting, queue.told_at = waiting, now
+
+    def left(self, deployment: str) -> None:
+        """One was taken out of the queue by this process."""
+        queue = self._queues.get(deployment)
+        if queue is not None:
+            queue.waiting -= 1

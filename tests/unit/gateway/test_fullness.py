@@ -1,0 +1,43 @@
+"""What a process knows of queues that are full."""
+
+from __future__ import annotations
+
+from inference.gateway.fullness import TRUST_S, Fullness
+
+
+def test_of_a_queue_that_nobody_asked_for_redis_is_asked() -> None:
+    assert Fullness().full("echo", 1, 0.0) is None
+
+
+def test_what_redis_said_is_believed_for_a_moment_only() -> None:
+    known = Fullness()
+    known.ask("echo")
+    known.answered("echo", 8, 1.0)
+
+    assert known.full("echo", 8, 1.0) == 8
+    assert known.full("echo", 9, 1.0) is None
+    assert known.full("echo", 8, 1.0 + TRUST_S) is None
+    assert known.full("other", 8, 1.0) is None
+
+
+def test_one_that_this_process_took_back_leaves_its_place_at_once() -> None:
+    known = Fullness()
+    known.left("echo")
+    known.ask("echo")
+    known.answered("echo", 8, 1.0)
+    known.left("echo")
+
+    assert known.full("echo", 8, 1.0) is None
+
+
+def test_those_that_are_being_admitted_count_as_waiting() -> None:
+    known = Fullness()
+    for _ in range(3):
+        known.ask("echo")
+    assert known.full("echo", 3, 0.0) == 3
+
+    known.answered("echo", None, 0.0)
+    assert known.full("echo", 3, 0.0) is None, "Redis did not answer for one of them"
+
+    known.answered("echo", 2, 0.0)
+    assert known.full("echo", 3, 0.0) == 3, "two wait, one is being admitted"
