@@ -12,8 +12,9 @@ from inference.engine.base import Engine, Prepared, Usage
 from inference.engine.failures import as_error, describe, error_payload
 from inference.engine.inhand import Held, InHand, Pulled
 from inference.engine.messages import Ended, Event, Outcome, Start
+from inference.engine.puller import AGED_AFTER_S
 from inference.engine.retained import Retained
-from inference.protocol import DONE, ERROR, GenerateRequest
+from inference.protocol import DONE, ERROR, PRIORITIES, GenerateRequest
 from mmserve.errors import DeadlineExceeded, MmserveError
 
 NOTHING_USED = Usage(0, 0, 0)
@@ -96,6 +97,9 @@ class Intake:
         else:
             held.in_engine = True
             enqueued_at = rqkeys.unix_time(job.enqueued_at, held.since)
+            if now - enqueued_at > AGED_AFTER_S:
+                # It was pulled for its age: in the engine, too, it does not wait behind all that come after it.
+                request.priority = PRIORITIES[0]
             self._start(Start(job_id=job.job_id, request=request, prepared=prepared, enqueued_at=enqueued_at))
 
     def _fail(self, job_id: str, held: Held, error: MmserveError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, TypeVar
 
@@ -41,7 +42,9 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
             f"The field {key!r} is given twice.", param=key, code="duplicate_field"
         ) from None
     except ValueError as error:  # msgspec.DecodeError and json's own are ValueErrors
-        raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from None
+        raise _blamed(body) or InvalidRequest(
+            f"The body is not valid JSON: {error}", code="invalid_json"
+        ) from None
     return found
 
 
@@ -71,6 +74,32 @@ def refuse_deep(value: Any, param: str, limit: int = MAX_DEPTH) -> None:
         if not level:
             return
     raise InvalidRequest(f"{param} is nested deeper than {limit} levels.", param=param)
+
+
+def _blamed(body: bytes) -> InvalidRequest | None:
+    """Python's parser takes NaN and lone surrogates: where it does, the parameter that has one is named."""
+    try:
+        level = [("", json.loads(body))]
+    except (ValueError, RecursionError):
+        return None
+    while level:
+        path, value = level.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return InvalidRequest(
+                f"{path}: {value} is not a number in JSON.", param=path, code="invalid_json"
+            )
+        if isinstance(value, str) and not _is_text(value):
+            why = "half of a UTF-16 surrogate pair is not text"
+            return InvalidRequest(f"{path}: {why}.", param=path, code="invalid_json")
+        if isinstance(value, dict):
+            level += [(_join(path, key) if _is_text(key) else path, item) for key, item in value.items()]
+        elif isinstance(value, list):
+            level += [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+    return None
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or value.encode(errors="replace").decode() == value
 
 
 def _refusal(message: str) -> InvalidRequest:

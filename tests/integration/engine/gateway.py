@@ -83,6 +83,7 @@ class TestGateway:
             reply_to=self.channel,
             deadline=time.time() + deadline_s,
             sampling=Sampling(**(sampling or {})),
+            priority=priority,
             **fields,
         )
         job_id = job_id or uuid.uuid4().hex

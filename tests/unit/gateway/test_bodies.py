@@ -232,3 +232,28 @@ def test_no_json_value_anywhere_breaks_the_parser(body, endpoint):
 def test_no_bytes_break_the_parser(body):
     with pytest.raises(InvalidRequest):
         parse(body, "completions")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"temperature": NaN', "temperature"),
+        ('"logit_bias": {"7": -Infinity}', "logit_bias.7"),
+        ('"user": "\\ud800"', "user"),
+        ('"stop": ["a", "\\udfff"]', "stop[1]"),
+        ('"metadata": {"a": "\\ud83d\\ud83d"}', "metadata.a"),
+        ('"user": "é", "seed": NaN', "seed"),
+    ],
+)
+def test_what_json_has_no_word_for_is_named_too(fields, param):
+    body = f'{{"model": "m", "prompt": "x", {fields}}}'.encode()
+    found = refusal(body, "completions")
+    assert (found.param, found.error_code) == (param, "invalid_json")
+    assert param in found.message
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": NaN', b'{"a":' * 5000 + b"NaN" + b"}" * 5000, b'{"\\ud800": NaN}']
+)
+def test_a_body_that_no_parser_takes_is_refused_all_the_same(body):
+    assert refusal(body, "completions").status == 400
