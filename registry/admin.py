@@ -1,39 +1,38 @@
-"""Admin pages of the registry: models, versions, aliases, events."""
+"""Admin pages of the registry: models and versions; aliases and events have modules of their own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import Truncator
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 
-from mmserve.errors import InvalidRequest
-from registry import actions, history
+from registry import (
+    actions,
+    admin_aliases,  # noqa: F401 - registers its page
+    history,
+)
 from registry.actions.aliases import FIRST_ALIAS
-from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, ReasonModelForm
-from registry.admin_forms import DuplicateForm, ModelForm, PromoteForm, RollbackForm, VersionForm
+from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnlyInline
+from registry.admin_events import OnTimeline
+from registry.admin_forms import DuplicateForm, ModelForm, PromoteForm, VersionForm
 from registry.admin_parts import (
     bar,
     facts_table,
     in_bytes,
     in_red,
     in_short,
-    in_utc,
     links_list,
     markdown,
     progress_bars,
 )
-from registry.models import PUBLISHED, Alias, Event, Model, ModelVersion, VersionFile, VersionState
+from registry.models import PUBLISHED, Alias, Model, ModelVersion, VersionFile, VersionState
 
 FACT_LABELS = {
     "architecture": "Architecture",
@@ -201,7 +200,7 @@ class ModelPage(ActionAdmin):
 
 
 @admin.register(ModelVersion)
-class VersionPage(ActionAdmin):
+class VersionPage(OnTimeline, ActionAdmin):
     """Versions: facts, files, prices; import, promote, archive."""
 
     list_display = (
@@ -445,120 +444,6 @@ class VersionPage(ActionAdmin):
             button="Restore",
             done="{row} is ready again.",
         )
-
-
-class AliasForm(ReasonModelForm):
-    """Remembers the revision that the operator saw: whoever moved the alias meanwhile is not overwritten."""
-
-    expected_revision = forms.IntegerField(widget=forms.HiddenInput, required=False)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["expected_revision"].initial = self.instance.revision if self.instance.pk else 0
-
-
-@admin.register(Alias)
-class AliasPage(ActionAdmin):
-    """Aliases: saving moves one, by compare-and-set on the revision that the form was opened at."""
-
-    list_display = ("__str__", "version", "is_default", "revision", "moved")
-    list_filter = ("is_default", ("model", AutocompleteSelectFilter))
-    list_select_related = ("model", "version__model")
-    search_fields = ("model__name", "name")
-    autocomplete_fields = ("version",)
-    form = AliasForm
-    actions_detail = ("rollback", "make_default")
-
-    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        asked = ("version", "reason", "expected_revision")
-        shown = ("name", "is_default", "revision", "moved") if obj else ("name",)
-        return [(None, {"fields": (*shown, *asked)})]
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return ("name", "is_default", "revision", "moved") if obj else ()
-
-    @display(description="Moved (UTC)", ordering="updated_at")
-    def moved(self, obj: Alias) -> str:
-        return in_utc(obj.updated_at)
-
-    def create_row(self, obj: Alias, *, actor: str, reason: str, form: Any) -> Alias:
-        obj.model = obj.version.model
-        return actions.promote(obj.version, actor=actor, reason=reason, alias=obj.name, expected_revision=0)
-
-    def update_row(self, obj: Alias, *, actor: str, reason: str, changes: dict[str, Any], form: Any) -> None:
-        version = changes.get("version", obj.version)
-        if version.model_id != obj.model_id:
-            raise InvalidRequest(f"{obj} can only mean versions of {obj.model.name}", param="version")
-        expected = form.cleaned_data["expected_revision"]
-        actions.promote(version, actor=actor, reason=reason, alias=obj.name, expected_revision=expected)
-
-    def delete_row(self, obj: Alias, *, actor: str, reason: str) -> None:
-        actions.delete_alias(obj, actor=actor, reason=reason)
-
-    @action(description="Roll back", icon="undo", permissions=["change"])
-    def rollback(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        row = self.get_object(request, object_id)
-        now, before = (row.version.version, actions.aliases.meant_before(row)) if row else ("", None)
-        return self.confirmed(
-            request,
-            object_id,
-            lambda row, **why: actions.rollback(row.model, alias=row.name, **why),
-            title="Roll {row} back?",
-            explanation=f"It means {now} now, and goes back to {before or 'nothing: it has meant no other'}.",
-            button="Roll back",
-            done="{made} means {made.version.version} again.",
-            form_class=RollbackForm,
-            initial={"expected_revision": row.revision if row else None},
-        )
-
-    @action(description="Make default", icon="star", permissions=["change"])
-    def make_default(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        return self.confirmed(
-            request,
-            object_id,
-            actions.set_default_alias,
-            title="Make {row} the default?",
-            explanation="The model's bare name means what this alias means.",
-            button="Make default",
-            done="{row} is the default alias.",
-        )
-
-
-@admin.register(Event)
-class EventPage(ReadOnly, ModelAdmin):
-    """The timeline: who did what to which thing, and why."""
-
-    list_display = ("when", "kind_label", "subject", "changed", "actor", "reason", "revision")
-    list_filter = ("kind",)
-    search_fields = ("subject", "actor", "reason")
-    date_hierarchy = "at"
-    list_per_page = 100
-    show_full_result_count = False
-
-    @display(
-        description="What",
-        label={
-            "version.failed": "danger",
-            "version.damaged": "danger",
-            "model.deleted": "danger",
-            "version.deleted": "danger",
-            "key.revoked": "danger",
-            "version.ready": "success",
-            "alias.promoted": "info",
-            "alias.rolled_back": "warning",
-        },
-        ordering="kind",
-    )
-    def kind_label(self, obj: Event) -> str:
-        return obj.kind
-
-    @display(description="Change")
-    def changed(self, obj: Event) -> str:
-        return Truncator(obj.change).chars(80) or "–"
-
-    @display(description="When (UTC)", ordering="at")
-    def when(self, obj: Event) -> SafeString:
-        return format_html('<span class="whitespace-nowrap">{}</span>', in_utc(obj.at))
 
 
 def _meanings(aliases: list[Alias]) -> str:

@@ -38,7 +38,7 @@ def test_every_page_of_a_version_in_every_state(page: Client, ready: ModelVersio
     ModelVersion.objects.filter(pk=ready.pk).update(state=state, progress=progress)
 
     for path in ("", f"{ready.pk}/change/", "add/", f"{ready.pk}/history/"):
-        text_of(page.get(f"/admin/registry/modelversion/{path}"))
+        text_of(page.get(f"/admin/registry/modelversion/{path}", follow=True))
 
 
 def test_a_model_is_described_and_its_risks_are_red(page: Client, ready: ModelVersion) -> None:
@@ -81,6 +81,17 @@ def test_the_timeline_says_what_an_alias_meant(page: Client, ready: ModelVersion
     then = text_of(page.get(f"{path}?at=2020-01-01T00:00:00"))
     assert "It had no alias then." in then
     assert "is no date and time" in text_of(page.get(f"{path}?at=yesterday"))
+
+
+def test_the_history_of_a_version_and_of_an_alias_is_the_models_timeline(
+    page: Client, ready: ModelVersion
+) -> None:
+    alias = actions.promote(ready, actor="ada", reason="first")
+
+    for path in (f"modelversion/{ready.pk}", f"alias/{alias.pk}"):
+        shown = text_of(page.get(f"/admin/registry/{path}/history/", follow=True))
+        assert "Timeline of acme/echo" in shown
+    assert page.get("/admin/registry/alias/99/history/").status_code == 404
 
 
 def test_duplicate_verify_and_cancel_by_their_pages(page: Client, ready: ModelVersion) -> None:
