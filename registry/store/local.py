@@ -67,10 +67,10 @@ def _remove(root: Path, folder: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> None:
     """Swap two folders in one step, so that neither name is without its files for a moment (renameat2(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap and swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return
-    # A file system that cannot: two steps, and back if the second fails.
+    # A C library or a file system that cannot: two steps, and back if the second fails.
     aside = one.with_name(f"{one.name}.{os.getpid()}.aside")
     other.rename(aside)
     try:
