@@ -15,6 +15,9 @@ import pytest
 from django.conf import settings
 
 ROOT = Path(settings.BASE_DIR)
+# Whole modules run within: a slow machine must not look like a fault.
+LIMIT_S = 900
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 ALIKE = ("test_actions.py", "test_events.py", "test_jobs.py", "test_commands.py")
 
 
@@ -43,7 +46,7 @@ def run(url: str, *command: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=LIMIT_S,
         check=False,
     )
 
