@@ -10,7 +10,6 @@ import redis
 
 from routing.connection import connection
 from routing.core.cost import period_label
-from routing.core.records import ledger_keys
 from routing.models import Budget
 from routing.spending import budget_entry, spent_of
 
@@ -29,7 +28,7 @@ def standing(row: Budget) -> Standing:
     """What is spent and held."""
     entry, now = budget_entry(row), time.time()
     try:
-        raw: Any = connection().hmget(ledger_keys(entry)[0], "period", "spent", "held")
+        raw: Any = connection().hmget(entry.keys[0], "period", "spent", "held")
     except redis.RedisError as error:
         log.warning("a ledger cannot be read: %s", error)
         raw = (None, None, None)

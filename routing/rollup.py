@@ -122,7 +122,7 @@ def arm_of(record: UsageRecord) -> str:
 def roll_up(client: redis.Redis) -> Rolled:
     """One batch of the stream into the rows; ``records`` is below BATCH once there is no more."""
     last_id = rolled_up_to()
-    if not _read(client, last_id):  # most often: no transaction for nothing
+    if not _read(client, last_id, 1):  # no transaction for nothing
         return Rolled(0, 0, last_id)
     with transaction.atomic():
         UsageCursor.objects.get_or_create(pk=CURSOR)
@@ -182,8 +182,8 @@ def lag(client: redis.Redis, most: int) -> dict[str, Any]:
     return {"records": length, "lost": lost, "alarm": alarm}
 
 
-def _read(client: redis.Redis, last_id: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    found: Any = client.xrange(USAGE_STREAM, min=f"({last_id}", max="+", count=BATCH)
+def _read(client: redis.Redis, last_id: str, count: int = BATCH) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    found: Any = client.xrange(USAGE_STREAM, min=f"({last_id}", max="+", count=count)
     if not found and last_id != FIRST:
         _never_behind(client, last_id)
     return found

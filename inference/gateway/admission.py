@@ -21,7 +21,7 @@ from inference.gateway.usage import USAGE_STREAM, UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
 from routing.core.cost import BudgetEntry, Period, in_usd, period_label
-from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key, ledger_keys
+from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
 
 LEASE_S = 30.0
@@ -148,7 +148,7 @@ class Admission:
             len(budgets),
         ]
         for budget in budgets:
-            keys += ledger_keys(budget)
+            keys += budget.keys
             args += [budget.limit_nano, period_label(budget.period, now)]
         args += fields
         waiting: int | None = None

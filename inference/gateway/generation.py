@@ -34,6 +34,8 @@ from routing.core.table import DeploymentEntry, RoutingTable
 log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
+# With so much left no budget decides who serves a single request.
+PLENTY_NANO = 20 * NANO
 
 
 def new_id() -> str:
@@ -151,6 +153,8 @@ class Generator:
         if tightest is None:
             return facts
         budget, left = tightest
+        if left > PLENTY_NANO:
+            return facts
         return replace(facts, budget=f"the {budget.name}", budget_left_usd=left / NANO)
 
     def _decide(self, facts: RequestFacts) -> Decision:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from inference.gateway.redis_batch import RedisBatch, Script
 from mmserve.errors import Unavailable
 from routing.core.cost import BudgetEntry, period_label, period_start
-from routing.core.records import USAGE_STREAM, Spent, ledger_keys
+from routing.core.records import USAGE_STREAM, Spent
 
 SOURCE_TIMEOUT_S = 5.0
 HEARD_FOR_S = 1.0
@@ -53,7 +53,7 @@ class Ledgers:
 
     async def open(self, budget: BudgetEntry) -> None:
         """Have the ledger in Redis; Unavailable when the database cannot say what was spent."""
-        place = ledger_keys(budget)[0]
+        place = budget.keys[0]
         task = self._opening.get(place)
         if task is None:
             task = self._opening[place] = asyncio.create_task(self._open_now(budget))
@@ -74,7 +74,7 @@ class Ledgers:
         start = period_start(budget.period, now)
         await self._fast.call(
             self._open,
-            [*ledger_keys(budget), USAGE_STREAM],
+            [*budget.keys, USAGE_STREAM],
             [
                 period_label(budget.period, now),
                 spent.nano,
@@ -91,7 +91,7 @@ class Ledgers:
         members: list[str] = []
         for one in reservations:
             for budget in one.budgets if one.nano else ():
-                keys += ledger_keys(budget)
+                keys += budget.keys
                 members.append(one.member)
         if members:
             await self._fast.call(self._renew, keys, [lease_s, *members])
@@ -124,7 +124,7 @@ def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[st
     found: dict[tuple[str, str], tuple[BudgetEntry, list[str]]] = {}
     for one in reservations:
         for budget in one.budgets:
-            _, held = found.setdefault(ledger_keys(budget), (budget, []))
+            _, held = found.setdefault(budget.keys, (budget, []))
             held += [one.member] if one.nano else []
     keys: list[str] = []
     args: list[Any] = []

@@ -9,10 +9,11 @@ Parekh and Gallager 1993).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 
 NANO = 10**9
 _PICO_A_NANO = 1000
@@ -111,11 +112,22 @@ class BudgetEntry:
     subject: str
     period: Period
     limit_nano: int
+    # Redis hash of its ledger, and zset of what is held of it. Another period is another ledger.
+    keys: tuple[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        key = f"mmserve:budget:{self.id}:{self.period.value}"
+        object.__setattr__(self, "keys", (key, f"{key}:held"))
 
 
 def period_label(period: Period, now: float) -> str:
     """Which day or month it is: labels of one kind sort by time."""
-    at = datetime.fromtimestamp(now, UTC)
+    return _label(period, int(now // 60))
+
+
+@lru_cache(maxsize=16)
+def _label(period: Period, minute: int) -> str:
+    at = datetime.fromtimestamp(minute * 60, UTC)
     if period is Period.DAY:
         return at.strftime("%Y-%m-%d")
     return at.strftime("%Y-%m") if period is Period.MONTH else "total"

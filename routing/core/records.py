@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from routing.core.cost import BudgetEntry
 from routing.core.decision import Explanation, RequestFacts
 
 # Stream with a field ``record`` (a UsageRecord); read in order, and rolled up into rows exactly once.
@@ -25,12 +24,6 @@ DECISIONS_KEY = "mmserve:decisions"
 def decision_key(decision_id: str) -> str:
     """Redis string with a DecisionRecord."""
     return f"mmserve:decision:{decision_id}"
-
-
-def ledger_keys(budget: BudgetEntry) -> tuple[str, str]:
-    """Redis hash of a budget, and zset of what is held of it. Another period is another ledger."""
-    key = f"mmserve:budget:{budget.id}:{budget.period.value}"
-    return key, f"{key}:held"
 
 
 class Spent(NamedTuple):

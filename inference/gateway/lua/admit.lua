@@ -39,6 +39,17 @@ end
 
 local function whole(number) return string.format('%.0f', number) end
 
+-- What was held by the dead: looked for when there is not enough, and at each renewal.
+local function given_back(ledger, held)
+  local lost = redis.call('ZRANGEBYSCORE', held, '-inf', now, 'LIMIT', 0, 1000)
+  if #lost == 0 then return 0 end
+  local back = 0
+  for _, member in ipairs(lost) do back = back + tonumber(string.match(member, ':(%d+)$')) end
+  redis.call('ZREM', held, unpack(lost))
+  redis.call('HINCRBY', ledger, 'held', '-' .. whole(back))
+  return back
+end
+
 local tightest, tightest_left = 0, 0
 
 -- Whether every budget can pay; else the refusal.
@@ -53,15 +64,8 @@ local function refused_by_a_budget()
       spent = 0
       redis.call('HSET', ledger, 'period', period, 'spent', '0')
     end
-    local lost = redis.call('ZRANGEBYSCORE', held, '-inf', now, 'LIMIT', 0, 1000)
-    if #lost > 0 then
-      local back = 0
-      for _, member in ipairs(lost) do back = back + tonumber(string.match(member, ':(%d+)$')) end
-      redis.call('ZREM', held, unpack(lost))
-      redis.call('HINCRBY', ledger, 'held', '-' .. whole(back))
-      holds = holds - back
-    end
     local left = limit - spent - holds
+    if cost > left then left = left + given_back(ledger, held) end
     if cost > left then return answer('budget', 0, i, left) end
     if tightest == 0 or left - cost < tightest_left then tightest, tightest_left = i, left - cost end
   end

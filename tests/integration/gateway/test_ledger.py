@@ -25,7 +25,7 @@ from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.tasks import cancel_all
 from inference.protocol import GenerateRequest, Sampling
 from routing.core.cost import BudgetEntry, Period, Prices, Scope, period_label
-from routing.core.records import USAGE_STREAM, Spent, UsageRecord, ledger_keys
+from routing.core.records import USAGE_STREAM, Spent, UsageRecord
 from routing.core.table import DeploymentEntry, Limits, RoutingTable
 from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
@@ -117,7 +117,7 @@ class Door:
         )
 
     async def ledger(self, entry: BudgetEntry) -> dict[str, Any]:
-        return status_of(await self.redis.hgetall(ledger_keys(entry)[0]))
+        return status_of(await self.redis.hgetall(entry.keys[0]))
 
     async def settled(self, records: int) -> None:
         await until_async(lambda: self.redis.xlen(USAGE_STREAM), records)
@@ -166,7 +166,7 @@ async def with_table(gateway: Gateway, *budgets: BudgetEntry, **more: Any) -> No
 
 def ledger(redis_url: str, entry: BudgetEntry) -> dict[str, Any]:
     client = redis.Redis.from_url(redis_url)
-    found = status_of(client.hgetall(ledger_keys(entry)[0]))
+    found = status_of(client.hgetall(entry.keys[0]))
     client.close()
     return found
 
@@ -215,7 +215,7 @@ async def test_what_a_dead_gateway_held_comes_back_when_its_lease_ends(redis_url
         await gateway.admit(800, entry)
         with pytest.raises(Refused):
             await gateway.admit(800, entry)
-        _, held = ledger_keys(entry)
+        _, held = entry.keys
         (member,) = await gateway.redis.zrange(held, 0, -1)
         await gateway.redis.zadd(held, {member: time.time() - 1})
         await gateway.admit(800, entry)
@@ -226,7 +226,7 @@ async def test_a_request_in_flight_keeps_its_hold_and_takes_it_again_in_a_new_re
     entry = budget(1000)
     async with door(redis_url) as gateway:
         reservation = await gateway.admit(800, entry)
-        key, held = ledger_keys(entry)
+        key, held = entry.keys
         await gateway.redis.zadd(held, {reservation.member: time.time() + 1})
         await gateway.admission.ledgers.renew([reservation], 30)
         assert await gateway.redis.zscore(held, reservation.member) > time.time() + 20
@@ -294,7 +294,7 @@ async def test_a_new_period_begins_with_nothing_spent_and_a_clock_that_is_behind
     entry = budget(1000, period=Period.DAY)
     async with door(redis_url) as gateway:
         await gateway.admit(10, entry)
-        key, _ = ledger_keys(entry)
+        key, _ = entry.keys
         await gateway.redis.hset(key, mapping={"period": "2020-01-01", "spent": 999})
         await gateway.admit(10, entry)
         assert (await gateway.ledger(entry))["spent_nano"] == 0
