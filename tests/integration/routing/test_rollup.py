@@ -19,6 +19,7 @@ from django.db import connection as database
 from django.db import connections
 from django.db.models import Sum
 
+from inference import usage_thread
 from routing import actions, rollup
 from routing.core.cost import Period, Scope
 from routing.core.records import USAGE_STREAM
@@ -236,3 +237,31 @@ def test_a_budget_that_was_off_is_opened_anew_with_what_was_spent_meanwhile(clie
     budget = actions.update_budget(budget, enabled=True, actor="tests")
     assert budget_entry(budget).id != first
     assert spent_of(budget_entry(budget), time.time()).nano == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_controllers_thread_rolls_up_while_it_leads_and_survives_a_fault(client, put, monkeypatch):
+    stop, leading, faults = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(usage_thread, "EVERY_S", 0.01)
+    forget = rollup.forget_old_minutes
+
+    def fails_once() -> None:
+        if not faults:
+            faults.append(1)
+            raise ZeroDivisionError
+        forget()
+
+    monkeypatch.setattr(rollup, "forget_old_minutes", fails_once)
+    thread = usage_thread.UsageThread(leading, stop)
+    thread.start()
+    put(record())
+    leading.set()
+    until = time.monotonic() + 60
+    while total("requests") < 1 and time.monotonic() < until:
+        time.sleep(0.02)
+    put(record())
+    while total("requests") < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    stop.set()
+    thread.join(60)
+    assert (total("requests"), faults, thread.is_alive()) == (2, [1], False)
