@@ -56,62 +56,92 @@ class Rolled(NamedTuple):
     last_id: str
 
 
-@dataclass(slots=True)
-class Batch:
-    """Records summed up in memory, before any row is touched."""
+class Group:
+    """Sums of one minute's records that name the same things."""
 
-    hours: dict[HourKey, dict[str, int]] = field(default_factory=dict)
-    minutes: dict[MinuteKey, dict[str, Any]] = field(default_factory=dict)
+    __slots__ = ("buckets", "causes", "counts", "fallbacks", "hits")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.fallbacks = self.hits = 0
+        self.causes: dict[str, int] = {}
+        self.buckets: tuple[histogram.Buckets, ...] = ({}, {}, {})
 
     def add(self, record: UsageRecord) -> None:
         """One record."""
-        at = datetime.datetime.fromtimestamp(record.at, datetime.UTC)
-        model, _, _ = record.served_id.rpartition("@")
-        arm = arm_of(record)
-        names = (record.route[:200], model[:200], record.served_id[:310], arm)
-        hour = at.replace(minute=0, second=0, microsecond=0)
-        self._add_hour((hour, record.key[:36], record.team[:100], *names), record)
-        self._add_minute((at.replace(second=0, microsecond=0), *names), record)
-
-    def _add_hour(self, place: HourKey, record: UsageRecord) -> None:
-        sums = self.hours.setdefault(place, dict.fromkeys(COUNTS, 0))
-        sums["requests"] += record.count
-        sums["errors"] += record.count * failed(record)
-        sums["cancelled"] += record.count * (record.outcome == "cancelled")
-        sums["prompt_tokens"] += record.prompt_tokens
-        sums["cached_tokens"] += record.cached_tokens
-        sums["completion_tokens"] += record.completion_tokens
-        sums["cost_nano"] += record.cost_nano
-        sums["other_cost_nano"] += record.other_cost_nano
-        sums["engine_us"] += round(record.engine_s * 1e6)
-
-    def _add_minute(self, place: MinuteKey, record: UsageRecord) -> None:
-        sums = self.minutes.get(place)
-        if sums is None:
-            sums = self.minutes[place] = {
-                **dict.fromkeys(MINUTE_SUMS, 0),
-                **{name: {} for name in MINUTE_MAPS},
-            }
-        sums["requests"] += record.count
-        sums["cancelled"] += record.count * (record.outcome == "cancelled")
-        sums["fallbacks"] += record.fallbacks
-        sums["cache_hits"] += record.cached_tokens > 0
-        sums["prompt_tokens"] += record.prompt_tokens
-        sums["cached_tokens"] += record.cached_tokens
-        sums["completion_tokens"] += record.completion_tokens
-        sums["cost_nano"] += record.cost_nano
-        if failed(record):
-            histogram.merge(sums["errors"], {record.outcome: record.count})
-        for name, seconds in (("ttft", record.ttft_s), ("tpot", record.tpot_s)):
-            if seconds > 0:
-                histogram.count(sums[name], seconds)
+        counts, (ttft, tpot, e2e) = self.counts, self.buckets
+        counts["requests"] += record.count
         if record.outcome == "completed":
-            histogram.count(sums["e2e"], record.e2e_s)
+            histogram.count(e2e, record.e2e_s)
+        elif record.outcome == "cancelled":
+            counts["cancelled"] += record.count
+        else:
+            counts["errors"] += record.count
+            self.causes[record.outcome] = self.causes.get(record.outcome, 0) + record.count
+        counts["prompt_tokens"] += record.prompt_tokens
+        counts["cached_tokens"] += record.cached_tokens
+        counts["completion_tokens"] += record.completion_tokens
+        counts["cost_nano"] += record.cost_nano
+        counts["other_cost_nano"] += record.other_cost_nano
+        counts["engine_us"] += round(record.engine_s * 1e6)
+        self.fallbacks += record.fallbacks
+        self.hits += record.cached_tokens > 0
+        if record.ttft_s > 0:
+            histogram.count(ttft, record.ttft_s)
+        if record.tpot_s > 0:
+            histogram.count(tpot, record.tpot_s)
 
 
-def failed(record: UsageRecord) -> bool:
-    """Whether it was an error: neither answered nor given up by its client."""
-    return record.outcome not in ("completed", "cancelled")
+@dataclass(slots=True)
+class Batch:
+    """Records summed up in memory, before any row is touched: by minute, key, team, route, version and arm."""
+
+    groups: dict[tuple[int, str, str, str, str, str], Group] = field(default_factory=dict)
+
+    def add(self, record: UsageRecord) -> None:
+        """One record."""
+        arm = arm_of(record) if record.assignments else ""
+        minute = int(record.at // 60)
+        place = (minute, record.key, record.team, record.route, record.served_id, arm)
+        group = self.groups.get(place)
+        if group is None:
+            group = self.groups[place] = Group()
+        group.add(record)
+
+    def hours(self) -> dict[HourKey, dict[str, int]]:
+        """What UsageHour sums."""
+        found: dict[HourKey, dict[str, int]] = {}
+        for (minute, key, team, *names), group in self.groups.items():
+            place = (_moment(minute // 60 * 60), key[:36], team[:100], *_names(*names))
+            sums = found.setdefault(place, dict.fromkeys(COUNTS, 0))
+            for name, amount in group.counts.items():
+                sums[name] += amount
+        return found
+
+    def minutes(self) -> dict[MinuteKey, dict[str, Any]]:
+        """What StatsMinute sums."""
+        found: dict[MinuteKey, dict[str, Any]] = {}
+        for (minute, _, _, *names), group in self.groups.items():
+            place = (_moment(minute), *_names(*names))
+            sums = found.get(place)
+            if sums is None:
+                sums = found[place] = {**dict.fromkeys(MINUTE_SUMS, 0), **{name: {} for name in MINUTE_MAPS}}
+            for name in MINUTE_SUMS:
+                sums[name] += group.counts.get(name, 0)
+            sums["fallbacks"] += group.fallbacks
+            sums["cache_hits"] += group.hits
+            for name, counted in zip(MINUTE_MAPS, (group.causes, *group.buckets), strict=True):
+                histogram.merge(sums[name], counted)
+        return found
+
+
+def _moment(minute: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(minute * 60, datetime.UTC)
+
+
+def _names(route: str, served_id: str, arm: str) -> tuple[str, str, str, str]:
+    """Route, model, version and arm, as long as the rows have room for."""
+    return route[:200], served_id.rpartition("@")[0][:200], served_id[:310], arm
 
 
 def arm_of(record: UsageRecord) -> str:
@@ -134,8 +164,8 @@ def roll_up(client: redis.Redis) -> Rolled:
         batch = Batch()
         for record in records:
             batch.add(record)
-        _write_hours(batch.hours)
-        _write_minutes(batch.minutes)
+        _write_hours(batch.hours())
+        _write_minutes(batch.minutes())
         _tell_experiments(records)
         cursor.last_id = entries[-1][0].decode()
         cursor.records += len(entries)
