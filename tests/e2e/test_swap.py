@@ -26,13 +26,13 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def crowded(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """``duo@a`` and ``duo@b`` of the same files, each about 0.9 GiB, on a budget of 1.4 GiB."""
+    """``duo@a`` and ``duo@b`` of the same files, each about 0.7 GiB, on a budget of 1.1 GiB."""
     source = next((platform.data_dir / "models" / "smollm2-135m-instruct").iterdir())
     started = Platform(
         tmp_path_factory.mktemp("swap") / "data",
         demo=False,
         MMSERVE_SOURCE_ROOTS=str(source.parent),
-        MMSERVE_MEMORY_BYTES=str(1400 * 2**20),
+        MMSERVE_MEMORY_BYTES=str(1100 * 2**20),
     )
     http = started.http
     model = expect(http.post("/v1/registry/models", json={"name": "duo"}), 201)
