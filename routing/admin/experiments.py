@@ -6,60 +6,18 @@ from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
-from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
 from mmserve.errors import InvalidRequest
 from registry.admin_base import ActionAdmin
-from registry.models import Event
 from routing.actions import experiments as actions
 from routing.admin.experiments_forms import ExperimentForm, ShipForm, WinnerForm
-from routing.admin.experiments_plot import plot_of
-from routing.core.statistics.metrics import METRICS, Metric
-from routing.experiments.plan import plan_of
-from routing.experiments.report import GuardrailReport, Report, intervals, report_of
-from routing.experiments.watch import step_is_due, waits_for
+from routing.admin.experiments_panel import STATE_LABELS, panel_of
+from routing.core.statistics.metrics import METRICS
+from routing.experiments.report import report_of
 from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, State
 
-TIMELINE_EVENTS = 30
-STATE_LABELS = {
-    "draft": "default",
-    "ramping": "info",
-    "running": "info",
-    "paused": "warning",
-    "concluded": "success",
-    "shipped": "success",
-    "rolled_back": "danger",
-}
-# What the page's head is coloured by: a verdict's tone.
-TONES = {
-    "mismatch": "bad",
-    "guardrail": "bad",
-    "worse": "bad",
-    "better": "good",
-    "same": "calm",
-    "open": "calm",
-    "early": "calm",
-    "draft": "calm",
-}
-HEADLINES = {
-    "mismatch": "Do not trust this: the arms' sizes are wrong",
-    "guardrail": "Stop: a guardrail is broken",
-    "worse": "The control is better",
-    "better": "{leader} wins",
-    "same": "No difference worth knowing of",
-    "open": "No winner yet",
-    "early": "Too early to say",
-    "draft": "Draft: nothing is served by it yet",
-}
-ENDED = {
-    State.ROLLED_BACK: "Rolled back",
-    State.CONCLUDED: "Concluded",
-    State.SHIPPED: "Shipped: {winner}",
-    State.PAUSED: "Paused: nobody is in it",
-}
 # In which states the page offers an action.
 OFFERED: dict[str, tuple[str, ...]] = {
     "start": (State.DRAFT,),
@@ -156,8 +114,15 @@ class ExperimentPage(ActionAdmin):
     ) -> Any:
         """The state in five seconds, above the form."""
         row = self.get_object(request, object_id) if object_id else None
-        more = {**(extra_context or {}), "panel": panel_of(row) if row is not None else None}
+        more = {**(extra_context or {}), "panel": panel_of(row, request.GET) if row is not None else None}
         return super().changeform_view(request, object_id, form_url, more)
+
+    def get_formset_kwargs(self, request: HttpRequest, obj: Any, inline: Any, prefix: str) -> dict[str, Any]:
+        """A new experiment begins with a control and one arm to name."""
+        found = super().get_formset_kwargs(request, obj, inline, prefix)
+        if obj.pk is None:
+            found["initial"] = [{"name": "control", "is_control": True}, {"name": "new"}]
+        return found
 
     def create_row(self, obj: Experiment, *, actor: str, reason: str, form: Any) -> Experiment:
         fields = {name: form.cleaned_data[name] for name in actions.FIELDS if name in form.cleaned_data}
@@ -188,8 +153,8 @@ class ExperimentPage(ActionAdmin):
             actions.update_experiment(row, actor=f"user:{request.user}", arms=wanted)
 
     @display(description="State", label=STATE_LABELS, ordering="state")
-    def state_label(self, obj: Experiment) -> str:
-        return obj.state.replace("rolled_back", "rolled_back")
+    def state_label(self, obj: Experiment) -> tuple[str, str]:
+        return obj.state, obj.state.replace("_", " ")
 
     @display(description="What to make of it")
     def verdict(self, obj: Experiment) -> str:
@@ -338,161 +303,3 @@ class GroupPage(ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         """Through the action."""
         actions.delete_group(obj, actor=f"user:{request.user}")
-
-
-def panel_of(row: Experiment) -> dict[str, Any]:
-    """What templates/admin/experiments/panel.html shows."""
-    report = report_of(row)
-    now = timezone.now()
-    arms = list(row.arms.all())
-    steps = actions.exposures(row, arms) if arms else []
-    ended = row.state not in (*LIVE, State.DRAFT)
-    headline = ENDED[State(row.state)] if ended else HEADLINES[report.verdict]
-    tone = TONES[report.verdict]
-    if row.state == State.ROLLED_BACK:
-        tone = "bad"
-    elif row.state == State.SHIPPED:
-        tone = "good"
-    return {
-        "tone": tone,
-        "headline": headline.format(leader=report.leader, winner=row.winner.name if row.winner else ""),
-        "words": row.state_reason if row.state == State.ROLLED_BACK else report.words,
-        "state": row.state,
-        "state_label": STATE_LABELS[row.state],
-        "mismatch": report.mismatch.broken,
-        "mismatch_p": report.mismatch.p,
-        "chance": _chance(report),
-        "leader": report.leader,
-        "days_left": _days(report),
-        "exposure": f"{row.exposure:.0%}" if row.state in LIVE else "0%",
-        "units": report.distinct_units,
-        "unit": row.unit,
-        "requests": sum(one.requests for one in report.arms),
-        "holdout": report.holdout_requests,
-        "steps": [
-            {
-                "percent": f"{step:.0%}" if step >= 0.1 else f"{step:.1%}".replace(".0%", "%"),
-                "done": row.state in (*OPEN,) and place < row.ramp_step,
-                "now": row.state in OPEN and place == row.ramp_step,
-            }
-            for place, step in enumerate(steps)
-        ],
-        "next": _next(report, now),
-        "arms": _arm_rows(report),
-        "primary": report.primary,
-        "smallest": f"{row.smallest_effect:.0%}"
-        if row.smallest_effect >= 0.01
-        else f"{row.smallest_effect:.1%}",
-        "plot": plot_of(report),
-        "guardrails": [_guardrail(one) for one in report.guardrails],
-        "plan": plan_of(row) if row.state == State.DRAFT else None,
-        "events": Event.objects.filter(subject=row.subject)[:TIMELINE_EVENTS],
-        "report_url": f"/v1/routing/experiments/{row.pk}/report",
-        "changelist": reverse("admin:routing_experiment_changelist"),
-    }
-
-
-def in_unit(metric: Metric, value: float | None) -> str:
-    """A metric's value as a person reads it."""
-    if value is None:
-        return "–"
-    if metric.proportion or metric.name == "rating":
-        return f"{value:.2%}"
-    if metric.unit == "s":
-        return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
-    if metric.unit == "$":
-        return f"${value:,.6f}"
-    return f"{value:,.1f}"
-
-
-def _arm_rows(report: Report) -> list[dict[str, Any]]:
-    rows = []
-    for one, value, low, high in intervals(report, report.primary):
-        chance = report.comparisons.get(one.arm.name, {}).get(report.primary.name)
-        rows.append(
-            {
-                "name": one.arm.name,
-                "control": one.arm.is_control,
-                "version": one.arm.served_id,
-                "share": f"{one.share:.0%}",
-                "requests": one.requests,
-                "units": one.units,
-                "value": in_unit(report.primary, value),
-                "range": f"{in_unit(report.primary, low)} to {in_unit(report.primary, high)}"
-                if low is not None
-                else "",
-                "errors": in_unit(METRICS["error_rate"], _share(one.totals.sums)),
-                "leads": one.arm.name == report.leader and report.verdict == "better",
-                "chance": None if chance is None else chance.chance_better,
-            }
-        )
-    return rows
-
-
-def _share(sums: Any) -> float | None:
-    requests = float(sums[0].sum())
-    return float(sums[1].sum()) / requests if requests else None
-
-
-def _guardrail(one: GuardrailReport) -> dict[str, Any]:
-    label = {
-        "holds": "success",
-        "open": "default",
-        "early": "default",
-        "tight": "warning",
-        "broken": "danger",
-    }
-    words = {
-        "holds": "holds",
-        "open": "not proved yet",
-        "early": "too early",
-        "tight": "over its limit",
-        "broken": "broken",
-    }
-    known = one.value is not None and one.low is not None and one.high is not None
-    return {
-        "metric": one.metric.title,
-        "arm": one.arm,
-        "limit": f"{one.limit:.0%}",
-        "state": words[one.state],
-        "label": label[one.state],
-        "value": f"{one.value:+.1%}" if known else "–",
-        "range": f"{one.low:+.0%} to {one.high:+.0%}" if known else "",
-    }
-
-
-def _chance(report: Report) -> str:
-    known = [
-        found[report.primary.name].chance_better
-        for found in report.comparisons.values()
-        if found[report.primary.name].chance_better is not None
-    ]
-    best = max((one for one in known if one is not None), default=None)
-    if best is None:
-        return "–"
-    if best > 0.999:
-        return "> 99.9%"
-    return "< 0.1%" if best < 0.001 else f"{best:.1%}" if best > 0.99 or best < 0.01 else f"{best:.0%}"
-
-
-def _days(report: Report) -> str:
-    if report.days_left is None or report.verdict in ("better", "worse", "same"):
-        return "–"
-    if report.days_left > 365:
-        return "over a year"
-    return f"{report.days_left:.1f}" if report.days_left < 10 else f"{report.days_left:.0f}"
-
-
-def _next(report: Report, now: Any) -> str:
-    """What happens next, and why it waits."""
-    row = report.experiment
-    if row.state == State.RAMPING:
-        if not step_is_due(row, now):
-            assert row.step_at is not None, "a ramping experiment has begun a step"
-            left = row.step_minutes - (now - row.step_at).total_seconds() / 60
-            return f"The next step comes in {left:.0f} min, if the guardrails hold."
-        waiting = waits_for(report)
-        return f"The next step waits: {waiting}" if waiting else "The next step comes now."
-    if row.state == State.RUNNING:
-        return "At its full shares. It goes on until somebody ships, concludes or aborts it, or a guardrail breaks."
-    return ""

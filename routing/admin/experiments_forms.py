@@ -9,7 +9,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, U
 
 from registry.admin_base import ReasonForm, ReasonModelForm
 from routing.core.statistics.metrics import METRICS
-from routing.models.experiments import Experiment
+from routing.models.experiments import RAMP, Experiment
 
 PRIMARY = [(name, metric.title) for name, metric in METRICS.items() if metric.histogram is None]
 
@@ -95,7 +95,9 @@ class ExperimentForm(ReasonModelForm):
         help_text=f"A line each, at most so much worse than the control: error_rate 20%. Known: {', '.join(METRICS)}.",
     )
     ramp = RampField(
-        required=False, help_text="Percent of the traffic for the largest treatment; empty: all at once."
+        required=False,
+        initial=list(RAMP),
+        help_text="Percent of the traffic for the largest treatment; empty: all at once.",
     )
     filters = FiltersField(
         required=False,

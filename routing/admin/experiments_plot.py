@@ -8,7 +8,7 @@ from typing import Any
 
 from routing.core.statistics.compare import Comparison, harm
 from routing.core.statistics.metrics import METRICS, Metric
-from routing.experiments.report import Report
+from routing.experiments.report import GuardrailReport, Report
 
 WIDTH, LABEL, ROW, TOP, BOTTOM, RIGHT = 860, 190, 34, 30, 26, 150
 # Beyond this nothing is drawn to scale: an interval of ±300% says "not yet".
@@ -36,14 +36,10 @@ def plot_of(report: Report) -> dict[str, Any] | None:
     if not lines:
         return None
     effect = report.experiment.smallest_effect
-    reach = max(
-        [
-            effect,
-            *(min(WIDEST, abs(end)) for line in lines for end in (line.low, line.high) if math.isfinite(end)),
-        ]
-        + [line.limit for line in lines if line.limit is not None]
-    )
-    reach = min(WIDEST, reach * 1.08)
+    # The primary metric and the limits are to scale; what is less certain is cut off.
+    ends = [end for line in lines if line.primary for end in (line.low, line.high) if math.isfinite(end)]
+    limits = [1.15 * line.limit for line in lines if line.limit is not None]
+    reach = min(WIDEST, max([1.6 * effect, *(1.25 * abs(end) for end in ends), *limits]))
     left, right = LABEL, WIDTH - RIGHT
 
     def x(value: float) -> float:
@@ -64,7 +60,9 @@ def plot_of(report: Report) -> dict[str, Any] | None:
                 "colour": line.colour,
                 "limit": None if line.limit is None else x(_signed(line.metric, line.limit)),
                 "words": f"{line.value:+.1%}",
-                "range": f"{line.low:+.0%} to {line.high:+.0%}",
+                "left": left,
+                "right": right,
+                "range": f"{percent(line.low)} to {percent(line.high)}",
                 "cut_low": line.low < -reach,
                 "cut_high": line.high > reach,
             }
@@ -97,9 +95,12 @@ def _lines(report: Report) -> list[Line]:
         for name in names:
             one = comparisons[name]
             relative = one.relative
+            guardrail = limits.get((arm, name))
+            if guardrail is not None and name != report.primary.name:
+                # As its own table says it: at the guardrails' level.
+                relative = _turned_back(guardrail) or relative
             if relative is None:
                 continue
-            guardrail = limits.get((arm, name))
             label = METRICS[name].title + (f" · {arm}" if several else "")
             colour = _colour(METRICS[name], one, guardrail.state if guardrail else "", report)
             limit = guardrail.limit if guardrail else None
@@ -120,6 +121,20 @@ def _colour(metric: Metric, one: Comparison, state: str, report: Report) -> str:
     if worse[1] > 0:
         return BAD
     return OPEN if metric.name == report.primary.name else MUTED
+
+
+def _turned_back(one: GuardrailReport) -> tuple[float, float, float] | None:
+    """The difference as the metric has it, from how much worse it is."""
+    if one.value is None or one.low is None or one.high is None or one.metric.lower_is_better is None:
+        return None
+    if one.metric.lower_is_better:
+        return one.value, one.low, one.high
+    return -one.value, -one.high, -one.low
+
+
+def percent(value: float) -> str:
+    """``-8.9%``, ``+182%``"""
+    return f"{value:+.1%}" if abs(value) < 0.1 else f"{value:+.0%}"
 
 
 def _signed(metric: Metric, limit: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from django.db import models
 from django_filters import rest_framework as filters
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status, viewsets
@@ -28,6 +30,20 @@ MAX_SCORE = 1e9
 MAX_REQUESTS = 10**9
 
 
+class NumberField(serializers.FloatField):
+    """A finite number; in a body it is no text."""
+
+    def to_internal_value(self, data: Any) -> float:
+        """``0.5``; not ``"0.5"``, not NaN."""
+        typed = getattr(self.root, "typed", False)
+        if isinstance(data, bool) or (typed and isinstance(data, str)):
+            self.fail("invalid")
+        found = super().to_internal_value(data)
+        if not math.isfinite(found):
+            self.fail("invalid")
+        return found
+
+
 class ArmSerializer(StrictSerializer):
     """One arm: ``version`` is ``name@version`` (or whatever means one now)."""
 
@@ -47,6 +63,10 @@ class ExperimentSerializer(StrictSerializer, serializers.ModelSerializer):
     )
     winner: serializers.Field = serializers.SlugRelatedField(slug_field="name", read_only=True)
     reason = reason_field()
+    serializer_field_mapping = {
+        **serializers.ModelSerializer.serializer_field_mapping,
+        models.FloatField: NumberField,
+    }
 
     class Meta:
         model = Experiment
@@ -134,11 +154,9 @@ class PlanQuery(StrictSerializer):
     """What the calculator may be told; what is left out comes from the traffic so far."""
 
     typed = False
-    requests_per_day = serializers.FloatField(
-        min_value=0.001, max_value=MAX_REQUESTS, required=False, default=None
-    )
-    baseline = serializers.FloatField(min_value=1e-9, max_value=MAX_SCORE, required=False, default=None)
-    deviation = serializers.FloatField(min_value=1e-9, max_value=MAX_SCORE, required=False, default=None)
+    requests_per_day = NumberField(min_value=0.001, max_value=MAX_REQUESTS, required=False, default=None)
+    baseline = NumberField(min_value=1e-9, max_value=MAX_SCORE, required=False, default=None)
+    deviation = NumberField(min_value=1e-9, max_value=MAX_SCORE, required=False, default=None)
 
 
 class ExperimentPlanSerializer(serializers.Serializer):
@@ -307,9 +325,9 @@ class FeedbackSerializer(StrictSerializer):
     request_id = serializers.CharField(
         max_length=60, help_text="the answer's id, or the header x-mmserve-decision"
     )
-    rating = serializers.FloatField(min_value=0, max_value=1, required=False, default=None, allow_null=True)
+    rating = NumberField(min_value=0, max_value=1, required=False, default=None, allow_null=True)
     scores = serializers.DictField(
-        child=serializers.FloatField(min_value=-MAX_SCORE, max_value=MAX_SCORE), required=False, default=dict
+        child=NumberField(min_value=-MAX_SCORE, max_value=MAX_SCORE), required=False, default=dict
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

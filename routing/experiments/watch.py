@@ -1,10 +1,11 @@
-"""The controller's part: count the feedback, check the guardrails, ramp what may go on, roll back what is broken."""
+"""The controller's part: count what was served and said, ramp what keeps its guardrails, roll back what does not."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 
+from django.db import DatabaseError
 from django.utils import timezone
 
 from mmserve.errors import Conflict
@@ -57,6 +58,11 @@ class ExperimentWatch:
                 judge(row, now=now, due=due)
             except Conflict as error:
                 log.info("%s is looked at again: %s", row.name, error.message)
+            except DatabaseError:
+                raise
+            except Exception:
+                # A bug in one experiment's numbers must not keep the controller from its other work.
+                log.exception("%s cannot be judged", row.name)
         self._seen = {pk: stamp for pk, stamp in self._seen.items() if pk in stamps}
 
 

@@ -33,7 +33,9 @@ def check_filters(value: object) -> None:
         raise ValidationError(f"an object with lists for {', '.join(FILTERS)}", code="filters")
     for name, wanted in value.items():
         listed = isinstance(wanted, list) and 0 < len(wanted) <= MAX_FILTER_VALUES
-        if not listed or not all(isinstance(one, str) and 0 < len(one) <= 200 for one in wanted):
+        if not listed or not all(
+            isinstance(one, str) and 0 < len(one) <= 200 and one.isprintable() for one in wanted
+        ):
             raise ValidationError(f"{name}: a list of 1 to {MAX_FILTER_VALUES} texts", code="filters")
 
 

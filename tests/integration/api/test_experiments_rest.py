@@ -18,6 +18,7 @@ from routing.experiments.report import report_of
 from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, settle
 from routing.experiments.watch import ExperimentWatch
 from routing.models.experiments import ArmTotals, Experiment, Feedback, State
+from routing.models.usage import UsageHour
 from tests.integration.api.test_experiments import assignment, draft, kinds, traffic, versions
 
 __all__ = ["draft", "versions"]  # fixtures
@@ -75,6 +76,9 @@ def test_what_is_wrong_is_named(manager: APIClient, reader: APIClient, versions:
         ({"guardrails": [{"metric": "ttft_p95"}]}, 400, "guardrails"),
         ({"name": "No Spaces"}, 400, "name"),
         ({"unit": "planet"}, 400, "unit"),
+        ({"alpha": "0.05"}, 400, "alpha"),
+        ({"filters": {"team": ["\x00"]}}, 400, "filters"),
+        ({"kind": "shadow", "holdout_percent": 5}, 400, "kind"),
         ({"colour": "red"}, 400, "colour"),
         ({"arms": [{"name": "a", "version": "nobody@1"}]}, 400, "arms"),
     ):
@@ -101,7 +105,8 @@ def test_the_calculator_says_days_and_what_it_assumed(manager: APIClient, draft:
     measured = manager.get(f"{URL}/{other['id']}/plan", {"requests_per_day": 1000}).json()
     assert measured["baseline"] == pytest.approx(1.0, rel=0.2)
     assert "faster" in measured["assumptions"][0]
-    assert manager.get(url, {"baseline": -1}).status_code == 400
+    for wrong in ("-1", "nan", "inf", "much"):
+        assert manager.get(url, {"baseline": wrong}).status_code == 400
 
 
 def rate(client: APIClient, request_id: str, **body: Any) -> Any:
@@ -165,6 +170,8 @@ def test_feedback_that_cannot_be_is_refused_by_its_field(reader: APIClient, db: 
         (known, {}, 400, "rating"),
         (known, {"rating": 2}, 400, "rating"),
         (known, {"rating": "good"}, 400, "rating"),
+        (known, {"rating": "nan"}, 400, "rating"),
+        (known, {"scores": {"x": "nan"}}, 400, "scores"),
         (known, {"scores": {"rating": 1}}, 400, "scores"),
         (known, {"scores": {"x": "many"}}, 400, "scores"),
         (known, {"rating": 1, "colour": 1}, 400, "colour"),
@@ -325,3 +332,26 @@ def _links(page: str) -> list[str]:
     import re
 
     return re.findall(r'href="(/admin/routing/experiment/[^"]+)"', page)
+
+
+def test_the_calculator_on_a_drafts_page_takes_what_is_typed(browser: Client, draft: Experiment) -> None:
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    page = browser.get(url, {"baseline": "2", "deviation": "2", "requests_per_day": "1000"}).content.decode()
+    assert "days</strong>" in page
+    page = browser.get(url, {"baseline": "many"}).content.decode()
+    assert "is no number above 0" in page
+
+
+def test_traffic_is_what_the_usage_of_the_last_week_says(manager: APIClient, draft: Experiment) -> None:
+    hour = timezone.now() - datetime.timedelta(hours=48)
+    for back in range(48):
+        UsageHour.objects.create(
+            hour=hour + datetime.timedelta(hours=back),
+            key="k",
+            model="acme/echo",
+            version="acme/echo@1",
+            requests=50,
+        )
+    found = manager.get(f"{URL}/{draft.pk}/plan", {"baseline": 1.0}).json()
+    assert found["requests_per_day"] == pytest.approx(1200, rel=0.05)
+    assert found["days"] == pytest.approx(found["observations"] / found["requests_per_day"])
