@@ -50,3 +50,33 @@ assert not transport.aborted
 )
 def test_the_writer_waits_for(script):
     run_python(SETUP + script)
+
+
+def test_twisted_parses_no_content_type_and_writes_no_access_log():
+    """Both are for nobody, and cost more than all that the gateway does for a request that it refuses."""
+    run_python(
+        """
+from unittest.mock import MagicMock
+import twisted.web.http
+from twisted.internet.testing import StringTransport
+from inference.gateway import daphne_flow
+
+def never(*args):
+    raise AssertionError("Twisted does what nobody needs")
+
+twisted.web.http._parseContentType = never
+received = []
+daphne_flow.BoundedRequest.process = lambda request: received.append(request.content.read())
+
+factory = daphne_flow.BoundedFactory(MagicMock())
+factory._logFile, factory._logFormatter = type("Log", (), {"write": never})(), never
+channel = factory.buildProtocol(None)
+channel.makeConnection(StringTransport())
+channel.dataReceived(
+    b"POST /v1/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: application/json\\r\\n"
+    b"Content-Length: 2\\r\\n\\r\\n{}"
+)
+assert received == [b"{}"], received
+factory.log(MagicMock())
+"""
+    )
