@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from routing.core import scorer
@@ -63,8 +64,7 @@ __all__ = [
 CHAIN = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """One place in the chain: a deployment, the version that it serves, and what is expected of it."""
 
     id: str
@@ -114,8 +114,7 @@ class Explanation:
     problems: tuple[str, ...] = ()  # candidates of the route that point to nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What the decision saw, as columns: copies, so that it can be explained later."""
 
     slate: Slate
@@ -234,10 +233,10 @@ def judge(slate: Slate, live: LiveColumns, request: RequestFacts) -> Judgement:
     """Filters and figures of every target."""
     columns = live.data.take(slate.rows, axis=1)
     predicted = predict(slate, columns, request)
-    filters = filters_of(slate, columns, predicted, request)
-    out = filters[0].out
+    filters = filters_of(slate, columns, predicted, request, any_broken=live.any_broken)
+    out = filters[0].out.copy()
     for one in filters[1:]:
-        out = out | one.out
+        out |= one.out
     judged = slate.judged
     if judged is not None and request.traits is not None:
         quality = scorer.quality(judged, request.traits)
@@ -280,17 +279,17 @@ def chain_of(judgement: Judgement, request: RequestFacts) -> tuple[Link, ...]:
         else:
             order = figures.argsort(kind="stable")
         places = places[order[: 1 if wishes.no_fallback else CHAIN]]
-    live, predicted = judgement.live, judgement.predicted
+    ids, versions, predicted = slate.ids, slate.versions, judgement.predicted
     return tuple(
-        Link(
-            id=slate.ids[place],
-            served_id=slate.versions[place].served_id,
-            cold=not live[READY, place],
-            ttft_s=float(predicted.ttft_s[place]),
-            tpot_s=float(predicted.tpot_s[place]),
-            cost_usd=float(predicted.cost_usd[place]),
+        Link(ids[place], versions[place].served_id, not ready, ttft_s, tpot_s, cost_usd)
+        for place, ready, ttft_s, tpot_s, cost_usd in zip(
+            places.tolist(),
+            judgement.live[READY][places].tolist(),
+            predicted.ttft_s[places].tolist(),
+            predicted.tpot_s[places].tolist(),
+            predicted.cost_usd[places].tolist(),
+            strict=True,
         )
-        for place in places.tolist()
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ class Kind(StrEnum):
     BREAKER = "breaker"
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """Whom it takes out, and the reason of one of them."""
 
     kind: Kind
@@ -44,8 +43,7 @@ class Filter:
     reason: Callable[[int], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted:
+class Predicted(NamedTuple):
     """What this request would cost and take at each target; latencies as the live state has them."""
 
     cost_usd: Floats
@@ -53,8 +51,10 @@ class Predicted:
     tpot_s: Floats
 
 
-def filters_of(slate: Slate, live: Floats, predicted: Predicted, request: RequestFacts) -> list[Filter]:
-    """Every filter that this request and this slate need."""
+def filters_of(
+    slate: Slate, live: Floats, predicted: Predicted, request: RequestFacts, *, any_broken: bool
+) -> list[Filter]:
+    """Every filter that this request and this slate need; ``any_broken``: some breaker somewhere is open."""
     found = [
         *_health(slate, live, request),
         *_capabilities(slate, request),
@@ -62,16 +62,15 @@ def filters_of(slate: Slate, live: Floats, predicted: Predicted, request: Reques
         *_ceilings(slate, predicted, request),
     ]
     if request.allowed:
-        found.append(Filter(Kind.KEY, ~slate.allowed(request.allowed), lambda _: NOT_ALLOWED))
-    breaker = live[BREAKER]
-    if breaker.any():
-        found.append(Filter(Kind.BREAKER, breaker > 0, lambda _: BREAKER_OPEN))
+        found.append(Filter(Kind.KEY, slate.barred(request.allowed), lambda _: NOT_ALLOWED))
+    if any_broken:
+        found.append(Filter(Kind.BREAKER, live[BREAKER] > 0, lambda _: BREAKER_OPEN))
     return found
 
 
 def _health(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
     absent = live[READY] == 0
-    found = [Filter(Kind.HEALTH, absent & ~slate.wakeable, lambda place: _why_not_ready(slate, live, place))]
+    found = [Filter(Kind.HEALTH, absent & slate.never, lambda place: _why_not_ready(slate, live, place))]
     deadline_s = slate.deadline_s
     if request.deadline_s is not None:
         deadline_s = np.minimum(deadline_s, request.deadline_s)
@@ -103,11 +102,11 @@ def _why_not_ready(slate: Slate, live: Floats, place: int) -> str:
 def _capabilities(slate: Slate, request: RequestFacts) -> list[Filter]:
     found = []
     if request.chat:
-        found.append(Filter(Kind.CAPABILITY, ~slate.chat, lambda _: NO_CHAT_TEMPLATE))
+        found.append(Filter(Kind.CAPABILITY, slate.no_chat, lambda _: NO_CHAT_TEMPLATE))
     for capability in request.asks:
-        found.append(Filter(Kind.CAPABILITY, ~slate.able(capability), _lacks(capability)))
+        found.append(Filter(Kind.CAPABILITY, slate.unable(capability), _lacks(capability)))
     for word in (*slate.constraints.require, *request.wishes.require):
-        found.append(Filter(Kind.CAPABILITY, ~slate.having(word), _lacks(word)))
+        found.append(Filter(Kind.CAPABILITY, slate.lacking(word), _lacks(word)))
     return found
 
 
@@ -122,30 +121,27 @@ def _context(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
     bound = request.prompt_tokens_bound if request.prompt_tokens is None else None
     if not (needed or least or bound):
         return []
-    context = (
-        slate.context if slate.context_known else np.where(slate.context > 0, slate.context, live[CONTEXT])
-    )
-    known = context > 0
+    context = slate.context
+    if not slate.context_known:
+        # What nobody knows fits everything.
+        context = np.where(context > 0, context, live[CONTEXT])
+        context = np.where(context > 0, context, np.inf)
     found = []
-    if needed:
+    if needed or least:
         found.append(
             Filter(
                 Kind.CONTEXT,
-                known & (context < needed),
-                lambda place: f"needs {needed} tokens of context, has {context[place]:.0f}",
-            )
-        )
-    if least:
-        found.append(
-            Filter(
-                Kind.CONTEXT,
-                known & (context < least),
-                lambda place: f"the route asks for {least} tokens of context, it has {context[place]:.0f}",
+                context < max(needed, least or 0),
+                lambda place: (
+                    f"needs {needed} tokens of context, has {context[place]:.0f}"
+                    if context[place] < needed
+                    else f"the route asks for {least} tokens of context, it has {context[place]:.0f}"
+                ),
             )
         )
     if bound:
         most = bound + output
-        tight = known & (context < most)
+        tight = context < most
         # Whoever surely fits is taken first; if nobody does, the engine that counts is the judge.
         if not tight.all():
             found.append(

@@ -123,6 +123,11 @@ class LiveColumns:
         if row is not None:
             self.data[BREAKER, row] = is_open
 
+    @property
+    def any_broken(self) -> bool:
+        """Whether a circuit breaker is open somewhere."""
+        return bool(self._broken)
+
     def _cold_s(self, deployment: str) -> float:
         eta_s = self._known_s(deployment)
         return UNKNOWN_LOAD_S if eta_s is None else eta_s

@@ -64,7 +64,6 @@ class Slate:
 
     __slots__ = (
         "_masks",
-        "chat",
         "constraints",
         "context",
         "context_known",
@@ -77,6 +76,8 @@ class Slate:
         "ids",
         "inverse_weight",
         "judged",
+        "never",
+        "no_chat",
         "notes",
         "order",
         "policy",
@@ -119,7 +120,7 @@ class Slate:
         self.entries = tuple(target.entry for target in targets)
         self.weight = _floats(target.line.weight for target in targets)
         self.order = _floats(target.place for target in targets)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             self.inverse_weight: Floats = 1.0 / self.weight
         self.rows = np.array([table.rows[e.id] if e else NOBODY for e in self.entries], dtype=np.intp)
         self.hashes = np.array([hash64(version.served_id) for version in self.versions], dtype=np.uint64)
@@ -136,8 +137,9 @@ class Slate:
         self.context = _floats(target.context for target in targets)
         self.context_known = bool(self.context.all())
         self.contexts_differ = len(self.ids) > 1 and len(set(self.context.tolist())) > 1
-        self.chat = np.array([target.chats for target in targets], dtype=np.bool_)
-        self.wakeable = np.array([e is not None and e.can_wake for e in self.entries], dtype=np.bool_)
+        self.no_chat = _bools(not target.chats for target in targets)
+        self.wakeable = _bools(e is not None and e.can_wake for e in self.entries)
+        self.never = ~self.wakeable  # unless it is ready
         self.deadline_s = _floats(e.limits.default_deadline_s if e else 0.0 for e in self.entries)
         self.quality = _floats(version.quality for version in self.versions)
         judges = table.scorer if policy is Policy.BALANCED else None
@@ -147,15 +149,15 @@ class Slate:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def having(self, word: str) -> Bools:
-        """Who has this capability or tag."""
-        return self._remembered(word, lambda version: word in version.words)
+    def lacking(self, word: str) -> Bools:
+        """Who has not this capability or tag."""
+        return self._remembered(word, lambda version: word not in version.words)
 
-    def able(self, capability: str) -> Bools:
-        """Who can do this, or does not say what it can do."""
+    def unable(self, capability: str) -> Bools:
+        """Who cannot do this, of those that say what they can do."""
         return self._remembered(
             ("able", capability),
-            lambda version: not version.capabilities or capability in version.capabilities,
+            lambda version: bool(version.capabilities) and capability not in version.capabilities,
         )
 
     def preferred(self, wish: str) -> Bools:
@@ -165,12 +167,14 @@ class Slate:
             lambda version: wish in version.words or wish in (version.model, version.served_id),
         )
 
-    def allowed(self, patterns: tuple[str, ...]) -> Bools:
-        """Whom a key with these patterns may use: its own name, its model's, or the route's that asks."""
+    def barred(self, patterns: tuple[str, ...]) -> Bools:
+        """Whom a key with these patterns may not use: they match neither it, nor its model, nor the route."""
         named = self.route is not None and self.route != AUTO and matches(self.route, patterns)
         return self._remembered(
-            ("allowed", patterns),
-            lambda version: named or matches(version.model, patterns) or matches(version.served_id, patterns),
+            ("barred", patterns),
+            lambda version: (
+                not (named or matches(version.model, patterns) or matches(version.served_id, patterns))
+            ),
         )
 
     def _remembered(self, key: object, holds: Callable[[VersionEntry], bool]) -> Bools:
@@ -185,6 +189,10 @@ class Slate:
 
 def _floats(values: Iterable[float]) -> Floats:
     return np.array(list(values), dtype=np.float64)
+
+
+def _bools(values: Iterable[bool]) -> Bools:
+    return np.array(list(values), dtype=np.bool_)
 
 
 def _normalised(weights: Weights) -> Weights:
