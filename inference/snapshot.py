@@ -12,12 +12,13 @@ from routing.core.cost import Prices
 from routing.core.scorer import assumed_quality
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from routing.experiments.table import experiment_entries
+from routing.route_entries import route_entries, scorer_in_use
 from routing.spending import budget_entries
 
 
 @transaction.atomic
 def routing_table() -> RoutingTable:
-    """Read the whole table in seven queries, however many rows there are."""
+    """Read the whole table in ten queries, however many rows there are."""
     revision = current()
     aliases = {}
     defaults = {}
@@ -36,6 +37,8 @@ def routing_table() -> RoutingTable:
         deployments=[_entry(row) for row in deployments],
         budgets=budget_entries(),
         experiments=experiment_entries(),
+        routes=route_entries(),
+        scorer=scorer_in_use(),
     )
 
 

@@ -21,9 +21,23 @@ from mmserve.key_actions import EDITABLE as LIMITS
 from mmserve.key_actions import change_key, create_key, revoke_key
 from mmserve.models import SCOPES, AccessKey
 from registry.admin_base import ActionAdmin, ReasonModelForm
+from registry.admin_forms import WordsField
+
+# Patterns are too long for a column.
+LISTED = tuple(name for name in LIMITS if name != "allowed_models")
 
 
-class KeyForm(ReasonModelForm):
+class LimitsForm(ReasonModelForm):
+    """What can be changed of a key."""
+
+    allowed_models = WordsField(
+        required=False,
+        help_text="Names of models, versions and routes with commas between them; * and ? as in file names. "
+        "None: all.",
+    )
+
+
+class KeyForm(LimitsForm):
     """A new key."""
 
     scopes = forms.MultipleChoiceField(
@@ -37,7 +51,7 @@ class KeyForm(ReasonModelForm):
 class KeyPage(ActionAdmin):
     """Access keys: created (shown once), looked at, limited, revoked."""
 
-    list_display = ("name", "token_key", "state", "scope_list", "user", *LIMITS, "created")
+    list_display = ("name", "token_key", "state", "scope_list", "user", *LISTED, "created")
     list_filter = ("revoked_at", "team", "user")
     list_select_related = ("user", "team")
     search_fields = ("name", "token_key")
@@ -63,7 +77,7 @@ class KeyPage(ActionAdmin):
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         """Of a key that is there only its limits are asked for."""
-        return super().get_form(request, obj, change, **({"form": ReasonModelForm} if obj else {}), **kwargs)
+        return super().get_form(request, obj, change, **({"form": LimitsForm} if obj else {}), **kwargs)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What is revoked stays as it was; whoever may delete keys may revoke them."""

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from mmserve.key_actions import EDITABLE, change_key, create_key, revoke_key
-from mmserve.models import SCOPES, AccessKey
+from mmserve.models import MAX_PATTERNS, SCOPES, AccessKey
 from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
 from routing.models import Team
@@ -36,6 +36,9 @@ class KeySerializer(StrictSerializer, serializers.ModelSerializer):
 
     scopes = serializers.ListField(child=serializers.ChoiceField(SCOPES), min_length=1, required=False)
     team = TeamField()
+    allowed_models = serializers.ListField(
+        child=serializers.CharField(max_length=300), max_length=MAX_PATTERNS, required=False
+    )
     reason = reason_field()
 
     class Meta:
@@ -50,6 +53,7 @@ class KeySerializer(StrictSerializer, serializers.ModelSerializer):
             "tokens_per_minute",
             "max_concurrency",
             "priority",
+            "allowed_models",
             "created",
             "expiry",
             "revoked_at",

@@ -18,7 +18,14 @@ from mmserve.models import AccessKey, default_scopes
 from registry.revision import bump
 from routing.models import Team
 
-EDITABLE = ("team", "requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
+EDITABLE = (
+    "team",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_concurrency",
+    "priority",
+    "allowed_models",
+)
 
 
 @transaction.atomic

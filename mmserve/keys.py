@@ -196,6 +196,7 @@ def grant_of(key: AccessKey, number: int) -> KeyGrant:
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         max_concurrency=key.max_concurrency,
+        allowed_models=tuple(key.allowed_models),
         priority=key.priority,
         expires_at=key.expiry.timestamp() if key.expiry else None,
         revision=number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 from django.core.exceptions import ValidationError
@@ -10,8 +11,12 @@ from django.db import models
 from knox.models import AbstractAuthToken
 from knox.settings import CONSTANTS
 
+from registry.models import check_kinds
+
 # From the most important to the least.
 PRIORITIES = ("high", "normal", "low")
+MAX_PATTERNS = 50
+PATTERN = re.compile(r"[A-Za-z0-9._@/*?-]{1,300}")
 SCOPES = ("infer", "manage")
 
 
@@ -19,6 +24,21 @@ def check_scopes(value: object) -> None:
     """A list of known scopes, at least one."""
     if not isinstance(value, list) or not value or not set(value) <= set(SCOPES):
         raise ValidationError(f"a list of one or more of {', '.join(SCOPES)}", code="scopes")
+
+
+def check_patterns(value: object) -> None:
+    """A list of distinct patterns of names."""
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_PATTERNS
+        or any(not isinstance(one, str) or not PATTERN.fullmatch(one) for one in value)
+        or len(set(value)) != len(value)
+    ):
+        raise ValidationError(
+            f"a list of at most {MAX_PATTERNS} distinct names of models, versions or routes; * and ? may stand "
+            "for what is left open",
+            code="patterns",
+        )
 
 
 def default_scopes() -> list[str]:
@@ -50,6 +70,12 @@ class AccessKey(AbstractAuthToken):
         choices=[(name, name) for name in PRIORITIES],
         help_text="the best class that its requests may ask for; those that ask for none are normal, or this",
     )
+    allowed_models = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_patterns],
+        help_text="names of models, versions and routes that it may use, * and ? as in file names; none: all",
+    )
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
@@ -57,3 +83,7 @@ class AccessKey(AbstractAuthToken):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.token_key}…)"
+
+    def clean(self) -> None:
+        """Django's validators let every empty value pass."""
+        check_kinds(self, allowed_models=list)

@@ -10,7 +10,7 @@ from inference import api as inference
 from mmserve import api as access
 from registry import api as registry
 from routing.admin.decisions import decision_page, decisions_page
-from routing.api import decisions, experiments, usage
+from routing.api import decisions, experiments, routes, usage
 
 router = SimpleRouter(trailing_slash=False)
 router.register("models", registry.ModelViewSet, basename="registry-model")
@@ -21,6 +21,7 @@ router.register("events", registry.EventViewSet, basename="event")
 router.register("keys", access.KeyViewSet, basename="key")
 
 routing_router = SimpleRouter(trailing_slash=False)
+routing_router.register("routes", routes.RouteViewSet, basename="route")
 routing_router.register("experiments", experiments.ExperimentViewSet, basename="experiment")
 routing_router.register("exclusion-groups", experiments.GroupViewSet, basename="exclusion-group")
 routing_router.register("teams", usage.TeamViewSet, basename="team")

@@ -24,6 +24,7 @@ class KeyGrant(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | None = None
     max_concurrency: int | None = None
     priority: str = "high"  # the highest class that its requests may ask for
+    allowed_models: tuple[str, ...] = ()  # patterns of what it may use; none: all
     expires_at: float | None = None  # unix time
     revision: int = 0
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from inference.gateway.auth import KeyGrant
-from inference.gateway.plan import Plan, estimate_tokens
+from inference.gateway.plan import Plan, estimate_tokens, longest_prompt_bound, text_of
+from inference.gateway.wire import constraints
 from routing.core.decision import RequestFacts
+from routing.core.route import Policy
+from routing.core.scorer import traits_of
 from routing.core.table import RoutingTable
+
+# Capabilities that a body can need by itself.
+JSON = ("json",)
 
 
 def facts_of(plan: Plan, decision_id: str, grant: KeyGrant, table: RoutingTable) -> RequestFacts:
     """All that a decision needs; what is dear to find out only where the candidates differ in it."""
+    slate = table.slate(plan.model)
     units: dict[str, Any] = {}
     if table.experiments:
         units = {
@@ -26,10 +33,15 @@ def facts_of(plan: Plan, decision_id: str, grant: KeyGrant, table: RoutingTable)
         model=plan.model,
         chat=plan.messages is not None,
         prompt_tokens=plan.longest_token_prompt,
+        prompt_tokens_bound=longest_prompt_bound(plan) if slate.contexts_differ else None,
         prompt_tokens_estimate=estimate_tokens(plan),
         max_tokens=plan.sampling.max_tokens,
         choices=plan.choices,
         deadline_s=plan.deadline_s,
+        asks=JSON if constraints(plan.sampling) else (),
+        wishes=plan.wishes,
+        allowed=grant.allowed_models,
         key=grant.id,
+        traits=traits_of(text_of(plan)) if slate.policy is Policy.BALANCED else None,
         **units,
     )

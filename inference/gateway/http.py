@@ -29,6 +29,7 @@ from inference.gateway.headers import (
 from inference.gateway.plan import Plan
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
+from inference.gateway.wishes import tightened, wishes_of_headers
 from mmserve.errors import InvalidRequest, MethodNotAllowed, MmserveError, PayloadTooLarge
 
 Scope = Mapping[str, Any]
@@ -105,8 +106,7 @@ class Exchange:
             body = await self._body()
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
-                plan = parse_either(body)
-                note_caller(plan, self._scope["headers"])
+                plan = self._told(parse_either(body))
                 await self.reply(200, encode(explanation(generator.decide(plan, new_id(), grant))))
                 return
             await self._generate(self._plan(path, body), grant)
@@ -127,7 +127,13 @@ class Exchange:
             assert found is not None, "HotPath.owns() lets no other path through"
             plan = parse_either(body, found[1])
         self._endpoint = plan.endpoint
-        note_caller(plan, self._scope["headers"])
+        return self._told(plan)
+
+    def _told(self, plan: Plan) -> Plan:
+        """What the headers say of the caller, and wish for: that tightens what the body does."""
+        headers = self._scope["headers"]
+        note_caller(plan, headers)
+        plan.wishes = tightened(plan.wishes, wishes_of_headers(headers))
         return plan
 
     async def _body(self) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from inference.protocol import GenerateRequest, Sampling
+from routing.core.route import NO_WISHES, Wishes
 
 Endpoint = Literal["completions", "chat.completions"]
 
@@ -34,6 +36,7 @@ class Plan:
     echo: bool = False
     priority: str | None = None  # as it was asked for
     deadline_s: float | None = None
+    wishes: Wishes = NO_WISHES
     # Who asks, for experiments: the body's user and metadata, the headers' session and language.
     user: str = ""
     tags: frozenset[str] = frozenset()
@@ -94,5 +97,22 @@ def most_prompt_tokens(plan: Plan) -> int:
     return tokens + (TEMPLATE_TOKENS if plan.messages else 0)
 
 
+def longest_prompt_bound(plan: Plan) -> int:
+    """The same for the longest of the prompts: what one context must hold."""
+    if plan.messages is not None or len(plan.prompts or ()) < 2:
+        return most_prompt_tokens(plan)
+    return max(1 + (len(one) if isinstance(one, list) else _bytes_of(one)) for one in plan.prompts or ())
+
+
+def text_of(plan: Plan) -> str:
+    """What a scorer reads: the last message, or the first prompt."""
+    if plan.messages:
+        return str(plan.messages[-1]["content"] or "")
+    return next((one for one in plan.prompts or () if isinstance(one, str)), "")
+
+
 def _bytes_of(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+    if text.isascii():
+        return len(text)
+    # Some tokenizers write compatibility characters out first, and a few become longer by it.
+    return max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))

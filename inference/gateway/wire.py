@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from inference.gateway.strict_json import refuse_deep
+from inference.gateway.wishes import RoutingWishes
 from inference.protocol import Sampling
 from mmserve.errors import InvalidRequest
 
@@ -82,6 +83,9 @@ class SharedFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     # Ours: how long this request may take; never longer than its deployment allows
     deadline_ms: Count | None = None
+
+    # ours
+    mmserve: RoutingWishes | None = None
 
     # OpenAI's, without an effect on a self-hosted model
     user: ShortText | None = None

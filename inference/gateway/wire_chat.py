@@ -19,6 +19,7 @@ from inference.gateway.wire import (
     tags_of,
 )
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
+from inference.gateway.wishes import wishes_of_body
 from mmserve.errors import InvalidRequest
 
 MAX_MESSAGES = 4096
@@ -129,6 +130,7 @@ def plan_chat(body: ChatBody, model: str) -> Plan:
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
         priority=priority_of(body),
+        wishes=wishes_of_body(body.mmserve),
         deadline_s=deadline_s_of(body),
         user=body.user or "",
         tags=tags_of(body),

@@ -18,6 +18,7 @@ from inference.gateway.wire import (
     tags_of,
 )
 from inference.gateway.wire_formats import ResponseFormat, apply_response_format
+from inference.gateway.wishes import wishes_of_body
 from mmserve.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -76,6 +77,7 @@ def plan_completion(body: CompletionBody, model: str) -> Plan:
         add_special_tokens=body.add_special_tokens is not False,
         echo=bool(body.echo),
         priority=priority_of(body),
+        wishes=wishes_of_body(body.mmserve),
         deadline_s=deadline_s_of(body),
         user=body.user or "",
         tags=tags_of(body),

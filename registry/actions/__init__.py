@@ -5,7 +5,7 @@ reason, bumps the configuration's revision, and tells every process once it is c
 """
 
 from registry.actions.aliases import delete_alias, promote, rollback, set_default_alias
-from registry.actions.models import delete_model, register_model, update_model
+from registry.actions.models import delete_model, model_name_proposed, register_model, update_model
 from registry.actions.versions import (
     TRANSITIONS,
     archive_version,
@@ -32,6 +32,7 @@ __all__ = [
     "duplicate_version",
     "engine_options_proposed",
     "import_version",
+    "model_name_proposed",
     "promote",
     "register_model",
     "register_version",

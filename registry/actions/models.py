@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import transaction
+from django.dispatch import Signal
 
 from registry.actions.aliases import forget_alias
 from registry.actions.editing import check_editable
@@ -25,12 +26,15 @@ FIELDS = (
     "trust_remote_code",
 )
 EDITABLE = frozenset(FIELDS)
+# Sent with ``name`` before a model takes it; a receiver raises Conflict when the name means something already.
+model_name_proposed = Signal()
 
 
 @transaction.atomic
 def register_model(name: str, *, actor: str, reason: str = "", **fields: Any) -> Model:
     """A model without versions yet."""
     check_editable(fields, EDITABLE)
+    model_name_proposed.send(Model, name=name)
     model = Model(name=name, **fields)
     save_checked(model, unique=f"There is a model {name!r} already.")
     bump("model.registered", name, actor, reason, fields)

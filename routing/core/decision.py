@@ -24,6 +24,7 @@ from routing.core.filters import (
     Kind,
     Predicted,
     filters_of,
+    may_not_fit,
 )
 from routing.core.live import (
     KV,
@@ -237,6 +238,12 @@ def judge(slate: Slate, live: LiveColumns, request: RequestFacts) -> Judgement:
     out = filters[0].out.copy()
     for one in filters[1:]:
         out |= one.out
+    tight = may_not_fit(slate, columns, request)
+    if tight is not None:
+        with_tight = out | tight.out
+        if not with_tight.all():
+            out = with_tight
+            filters.append(tight)
     judged = slate.judged
     if judged is not None and request.traits is not None:
         quality = scorer.quality(judged, request.traits)

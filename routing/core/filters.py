@@ -115,43 +115,46 @@ def _lacks(word: str) -> Callable[[int], str]:
 
 
 def _context(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
-    output = request.max_tokens or 0
-    needed = (request.prompt_tokens or 0) + output
+    needed = (request.prompt_tokens or 0) + (request.max_tokens or 0)
     least = slate.constraints.min_context
-    bound = request.prompt_tokens_bound if request.prompt_tokens is None else None
-    if not (needed or least or bound):
+    if not (needed or least):
         return []
-    context = slate.context
-    if not slate.context_known:
-        # What nobody knows fits everything.
-        context = np.where(context > 0, context, live[CONTEXT])
-        context = np.where(context > 0, context, np.inf)
-    found = []
-    if needed or least:
-        found.append(
-            Filter(
-                Kind.CONTEXT,
-                context < max(needed, least or 0),
-                lambda place: (
-                    f"needs {needed} tokens of context, has {context[place]:.0f}"
-                    if context[place] < needed
-                    else f"the route asks for {least} tokens of context, it has {context[place]:.0f}"
-                ),
-            )
+    context = _contexts(slate, live)
+    return [
+        Filter(
+            Kind.CONTEXT,
+            context < max(needed, least or 0),
+            lambda place: (
+                f"needs {needed} tokens of context, has {context[place]:.0f}"
+                if context[place] < needed
+                else f"the route asks for {least} tokens of context, it has {context[place]:.0f}"
+            ),
         )
-    if bound:
-        most = bound + output
-        tight = context < most
-        # Whoever surely fits is taken first; if nobody does, the engine that counts is the judge.
-        if not tight.all():
-            found.append(
-                Filter(
-                    Kind.CONTEXT,
-                    tight,
-                    lambda place: f"may need up to {most} tokens of context, has {context[place]:.0f}",
-                )
-            )
-    return found
+    ]
+
+
+def may_not_fit(slate: Slate, live: Floats, request: RequestFacts) -> Filter | None:
+    """Who may be too small for a prompt that nobody counted exactly.
+
+    To be used only while somebody else is left: if nobody surely fits, the engine that counts is the judge.
+    """
+    if request.prompt_tokens_bound is None or request.prompt_tokens is not None:
+        return None
+    most = request.prompt_tokens_bound + (request.max_tokens or 0)
+    context = _contexts(slate, live)
+    return Filter(
+        Kind.CONTEXT,
+        context < most,
+        lambda place: f"may need up to {most} tokens of context, has {context[place]:.0f}",
+    )
+
+
+def _contexts(slate: Slate, live: Floats) -> Floats:
+    if slate.context_known:
+        return slate.context
+    # What nobody knows fits everything.
+    context = np.where(slate.context > 0, slate.context, live[CONTEXT])
+    return np.where(context > 0, context, np.inf)
 
 
 def _ceilings(slate: Slate, predicted: Predicted, request: RequestFacts) -> list[Filter]:

@@ -12,6 +12,8 @@ Floats = npt.NDArray[np.float64]
 
 # How long a load takes that was never measured.
 UNKNOWN_LOAD_S = 60.0
+# A rate just above zero would make an endless time of it.
+MOST_S = 1e6
 
 READY, LOADING, LOAD, CONTEXT, TTFT, TTFT_PER_TOKEN, TPOT, STREAMS, KV, BREAKER, ETA = range(11)
 COLUMNS = 11
@@ -148,9 +150,9 @@ class LiveColumns:
             load.loading,
             (load.running + load.waiting) / max(1, load.max_streams),
             load.context_length,
-            ttft_s if load.ready else ttft_s + self._cold_s(deployment),
+            min(ttft_s if load.ready else ttft_s + self._cold_s(deployment), MOST_S),
             latency.per_token_s,
-            latency.tpot_s + latency.tpot_per_running_s * load.running,
+            min(latency.tpot_s + latency.tpot_per_running_s * load.running, MOST_S),
             load.running,
             load.kv_usage,
         )

@@ -10,6 +10,7 @@ from routing.models.experiments import (
     Feedback,
     PhaseUnits,
 )
+from routing.models.routes import Route, RouteCandidate, TrainedScorer
 from routing.models.usage import StatsMinute, UsageCursor, UsageHour
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "Exposure",
     "Feedback",
     "PhaseUnits",
+    "Route",
+    "RouteCandidate",
     "StatsMinute",
     "Team",
+    "TrainedScorer",
     "UsageCursor",
     "UsageHour",
 ]

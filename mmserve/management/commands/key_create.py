@@ -35,12 +35,25 @@ class Command(DataCommand):
         parser.add_argument(
             "--priority", choices=PRIORITIES, default="normal", help="the best class that it may ask for"
         )
+        parser.add_argument(
+            "--allow",
+            action="append",
+            default=[],
+            dest="allowed_models",
+            help="a pattern of the models that it may use, * and ? as in file names; all, if left out",
+        )
         add_reason(parser)
 
     def run(self, *, name: str, scopes: list[str] | None, reason: str, **options: Any) -> dict[str, Any]:
         limits = {
             field: options[field]
-            for field in ("requests_per_minute", "tokens_per_minute", "max_concurrency", "priority")
+            for field in (
+                "requests_per_minute",
+                "tokens_per_minute",
+                "max_concurrency",
+                "priority",
+                "allowed_models",
+            )
         }
         key, raw = create_key(
             name=name,
