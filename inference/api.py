@@ -18,6 +18,7 @@ from inference.listing import listing
 from inference.model_objects import version_object, whole_object
 from inference.models import Deployment, with_last_log
 from inference.plan import plan_of
+from inference.route_objects import route_object
 from inference.status import STATUSES
 from registry.lookup import find, find_version
 from registry.models import Alias, Model
@@ -67,6 +68,8 @@ class ModelObjectSerializer(serializers.Serializer):
     context_length = serializers.IntegerField(allow_null=True)
     versions = VersionStatusSerializer(many=True, required=False)
     aliases = serializers.DictField(child=serializers.CharField(), required=False)
+    policy = serializers.CharField(required=False)
+    candidates = serializers.ListField(child=serializers.CharField(), required=False)
 
 
 class ModelListSerializer(serializers.Serializer):
@@ -99,7 +102,10 @@ class LoadSerializer(StrictSerializer):
 
 
 def object_of(model_id: str) -> dict[str, Any]:
-    """The object of what an id names."""
+    """The object of what an id names: a model, one of its versions or aliases, a route, or ``auto``."""
+    route = route_object(model_id)
+    if route is not None:
+        return route
     found = find(model_id)
     if isinstance(found, Model):
         return whole_object(found)
@@ -118,7 +124,7 @@ class Models(APIView):
 
 
 class OneModel(APIView):
-    """One model, version or alias; the id may hold ``/``."""
+    """One model, version, alias or route; the id may hold ``/``."""
 
     infer_may_read = True
 

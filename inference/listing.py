@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from inference.model_objects import model_object, with_versions
-from inference.status import Status, live_statuses, status_of_files
-from registry.models import Event, Model
+from inference.route_objects import auto_object, meanings, open_routes, route_objects, status_fields
+from inference.status import Status, furthest, live_statuses, status_of_files
+from registry.models import Event, Model, ModelVersion
+from routing.models.routes import Route
 
 encode = msgspec.json.encode
 
@@ -23,23 +25,28 @@ class Listing:
     resting: dict[int, Status]  # by version
     encoded: list[bytes]
     place: dict[int, int]  # from a version to its model's place in the lists
+    meaning: dict[str, ModelVersion]  # what each id stands for
+    routes: list[Route]
+    auto: dict[str, Any]  # as if nothing were served
 
 
 _latest: Listing | None = None
 
 
 def listing() -> bytes:
-    """The body: OpenAI's list of all models, by name. A fixed number of queries, however many they are."""
+    """The body: OpenAI's list of all models by name, then auto and the routes; a fixed number of queries."""
     known = _of_now()
     live = live_statuses()
     changed = {known.place[pk] for pk, status in live.items() if status != known.resting.get(pk)}
     encoded = known.encoded
+    found = {**known.resting, **live}
     if changed:
-        found = {**known.resting, **live}
         encoded = list(encoded)
         for place in changed:
             encoded[place] = encode(model_object(known.models[place], found))
-    return b'{"object":"list","data":[' + b",".join(encoded) + b"]}"
+    auto = {**known.auto, **status_fields(furthest(live.values()))} if live else known.auto
+    routes = [encode(one) for one in (auto, *route_objects(known.routes, known.meaning, found))]
+    return b'{"object":"list","data":[' + b",".join((*encoded, *routes)) + b"]}"
 
 
 def _of_now() -> Listing:
@@ -56,10 +63,14 @@ def _made(stamp: tuple[Any, ...]) -> Listing:
     models = list(with_versions(Model.objects.all()))
     versions = [(place, version) for place, model in enumerate(models) for version in model.versions.all()]
     resting = {version.pk: status_of_files(version) for _, version in versions}
+    meaning = meanings(models)
     return Listing(
         stamp=stamp,
         models=models,
         resting=resting,
         encoded=[encode(model_object(model, resting)) for model in models],
         place={version.pk: place for place, version in versions},
+        meaning=meaning,
+        routes=open_routes(),
+        auto=auto_object(meaning, resting),
     )

@@ -102,6 +102,16 @@ ASKED_KEY = "mmserve:asked"
 
 CONTROLLER_CHANNEL = "mmserve:controller"
 
+# Hash of the configuration revision that each process runs, by the process's name.
+REVISIONS_KEY = "mmserve:revisions"
+# Whoever has not reported for this long is gone.
+REPORT_STALE_S = 10.0
+
+
+def revision_report(revision: int, now: float) -> str:
+    """A process's line in REVISIONS_KEY."""
+    return f"{revision} {now:.3f}"
+
 
 class Sampling(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Sampling parameters, already checked; names and meanings are vLLM's ``SamplingParams``."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from django.http import HttpRequest
+from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.safestring import SafeString
 
 from inference.admin import memory_bar, with_reserved
 from inference.beats import read_beats
 from inference.model_objects import with_versions
 from inference.models import ALIVE, Device, Replica
+from inference.revisions import applied
 from inference.status import furthest, statuses
 from registry.admin_base import STATE_LABELS
 from registry.admin_parts import in_bytes, in_short
@@ -32,12 +35,19 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         ("Replicas ready", sum(row.state == "ready" for row in replicas)),
         ("Requests running", sum(beat.running for beat in beats.values())),
         ("Requests waiting", sum(beat.waiting for beat in beats.values())),
+        ("Configuration applied", _applied()),
         ("Tokens/s", f"{sum(beat.tokens_per_s for beat in beats.values()):.0f}"),
     ]
     context["models"] = _models()
     context["devices"] = [(str(device), memory_bar(device)) for device in with_reserved(Device.objects.all())]
     context["events"] = Event.objects.all()[:MAX_EVENTS]
     return context
+
+
+def _applied() -> SafeString:
+    """``4/4``, and who runs another revision."""
+    found = applied()
+    return render_to_string("admin/parts/applied.html", {"applied": found, "behind": sorted(found.behind)})
 
 
 def _models() -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str | None], ...]], ...] =
     (
         "Routing",
         (
+            ("Routes", "alt_route", "admin:routing_route_changelist", "routing.view_route"),
+            ("Scorers", "score", "admin:routing_trainedscorer_changelist", "routing.view_trainedscorer"),
             ("Experiments", "science", "admin:routing_experiment_changelist", "routing.view_experiment"),
             (
                 "Exclusion groups",

@@ -5,8 +5,9 @@ Rows of deployments and replicas are another app's, above this one; it says once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from routing.core.decision import RequestFacts
 from routing.core.live import LiveColumns
@@ -22,16 +23,42 @@ class Situation:
     decisions: Sequence[RequestFacts] = ()
 
 
-_source: Callable[[int], Situation] | None = None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A kept decision whose prompt's traits are known, and the version that answered."""
+
+    id: str
+    served_id: str
+    traits: tuple[float, ...]
 
 
-def provide(source: Callable[[int], Situation]) -> None:
-    """From now on ``source(decisions)`` is asked."""
+class Source(Protocol):
+    """Where to ask."""
+
+    def now(self, decisions: int) -> Situation: ...
+
+    def judged(self, ids: Sequence[str]) -> list[Judged]: ...
+
+
+_source: Source | None = None
+
+
+def provide(source: Source) -> None:
+    """From now on this one is asked."""
     global _source
     _source = source
 
 
 def situation(decisions: int = 0) -> Situation:
     """How it is now, with the last decisions."""
+    return _asked().now(decisions)
+
+
+def judged(ids: Sequence[str]) -> list[Judged]:
+    """What is still kept of the decisions with these ids, of those that looked at the prompt."""
+    return _asked().judged(ids)
+
+
+def _asked() -> Source:
     assert _source is not None, "inference.apps provides it"
-    return _source(decisions)
+    return _source

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from inference.loads import LOADING, load_of
 from inference.protocol import STALE_AFTER_S, Outlook, ReplicaBeat
 from routing.core.live import DeploymentLoad, LiveColumns
 from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
 
-READY, LOADING, ASLEEP = "ready", "loading", "asleep"
+ASLEEP = "asleep"
 MAX_REPLICAS = 10_000
 
 
@@ -155,23 +156,11 @@ class LiveState:
 
     def _sum_up(self, deployment: str) -> None:
         beats = [beat for beat, _ in self._beats.values() if beat.deployment == deployment]
-        ready = [beat for beat in beats if beat.state == READY]
         if not beats:
             self._loads.pop(deployment, None)
             if self._columns is not None:
                 self._columns.note(deployment, None)
             return
-        load = self._loads[deployment] = DeploymentLoad(
-            ready=len(ready),
-            loading=sum(beat.state == LOADING for beat in beats),
-            running=sum(beat.running for beat in ready),
-            waiting=sum(beat.waiting for beat in ready),
-            max_streams=sum(beat.max_streams for beat in ready),
-            jobs_per_s=sum(beat.jobs_per_s for beat in ready),
-            tokens_per_s=sum(beat.tokens_per_s for beat in ready),
-            ttft_s=sum(beat.ttft_s for beat in ready) / max(1, len(ready)),
-            kv_usage=sum(beat.kv_usage for beat in ready) / max(1, len(ready)),
-            context_length=min((beat.context_length for beat in ready), default=0),
-        )
+        load = self._loads[deployment] = load_of(beats)
         if self._columns is not None:
             self._columns.note(deployment, load)

@@ -26,7 +26,7 @@ from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.table_watch import TableWatch
 from inference.gateway.tasks import cancel_all
-from inference.protocol import GATEWAYS, HEARTBEAT_S, gateway_key
+from inference.protocol import GATEWAYS, HEARTBEAT_S, REVISIONS_KEY, gateway_key, revision_report
 from mmserve.errors import Unavailable
 from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM
 from routing.core.table import RoutingTable
@@ -37,6 +37,7 @@ START_WAIT_S = 5.0
 RESTART_S = 1.0
 STOP_S = 5.0
 SETTLE_BEATS = 3
+REPORT_S = 3.0
 REFUSALS_EVERY_S = 1.0
 
 
@@ -134,6 +135,7 @@ class GatewayRuntime:
                 async with asyncio.timeout(STOP_S):
                     await self.controls.flush()
                     await self.redis.delete(gateway_key(self._channel))
+                    await self.redis.hdel(REVISIONS_KEY, self._process)
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("could not say good-bye to Redis: %s", error)
         await cancel_all(self._tasks)
@@ -171,6 +173,7 @@ class GatewayRuntime:
         self._spawn("controls", self.controls.run)
         self._spawn("recovery", recovery.run)
         self._spawn("refusals", self._flush_refusals)
+        self._spawn("revision", self._report_revision)
         self._spawn("liveness", lambda: keep_alive_key(self.redis, self._channel, self._renew_leases))
         self._connected.set()
         await asyncio.sleep(SETTLE_BEATS * HEARTBEAT_S)
@@ -183,6 +186,25 @@ class GatewayRuntime:
             with contextlib.suppress(RedisError, OSError):
                 metrics.usage_waiting.set(await self.redis.xlen(USAGE_STREAM))
                 metrics.usage_lost.set(int(await self.redis.get(USAGE_LOST_KEY) or 0))
+
+    @property
+    def _process(self) -> str:
+        return f"gateway {self._channel[-8:]}"
+
+    async def _report_revision(self) -> None:
+        """Say which configuration this process runs: at once when a new one is in use, and every few seconds."""
+        while True:
+            self.table.applied.clear()
+            if self.table.revision is not None:
+                try:
+                    async with asyncio.timeout(self.config.redis_timeout_s):
+                        line = revision_report(self.table.revision, time.time())
+                        await self.redis.hset(REVISIONS_KEY, self._process, line)
+                except (RedisError, OSError, TimeoutError) as error:
+                    log.warning("cannot report the revision: %s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await self.table.applied.wait()
 
     async def _renew_leases(self) -> None:
         now = time.monotonic()

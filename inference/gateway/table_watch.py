@@ -36,6 +36,7 @@ class TableWatch:
         self._answered_at = float("-inf")
         self._failure = "not asked yet"
         self._pushed = asyncio.Event()
+        self.applied = asyncio.Event()  # set whenever a new table is in use; whoever waits clears it
         self.loaded = asyncio.Event()
 
     def current(self) -> RoutingTable:
@@ -79,6 +80,7 @@ class TableWatch:
                     self._table = await self._table_source()
                     metrics.revision.set(self._table.revision)
                     self.loaded.set()
+                    self.applied.set()
                 if revision != self._keys_revision:
                     await self._authenticator.refresh(revision)
                     self._keys_revision = revision

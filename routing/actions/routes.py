@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -11,7 +12,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from mmserve.errors import Conflict, InvalidRequest, ModelNotFound
+from mmserve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound
 from registry.actions.editing import check_editable
 from registry.lookup import find
 from registry.models import Alias, Event, Model, ModelVersion
@@ -98,6 +99,16 @@ def delete_route(route: Route, *, actor: str, reason: str = "") -> None:
     gone = portable(route)
     route.delete()
     bump("route.deleted", route.name, actor, reason, gone)
+
+
+def find_route(name: str) -> Route:
+    """The route of this name; NotFound offers near names."""
+    route = Route.objects.filter(name=name[:200]).first()
+    if route is None:
+        near = difflib.get_close_matches(name[:200], Route.objects.values_list("name", flat=True)[:1000], 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise NotFound(f"There is no route {name[:200]!r}.{hint}", param="name")
+    return route
 
 
 def portable(route: Route) -> dict[str, Any]:

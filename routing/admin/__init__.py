@@ -1,5 +1,5 @@
 """Routing's admin pages, one module a kind."""
 
-from routing.admin import budgets, experiments, usage
+from routing.admin import budgets, experiments, routes, usage
 
-__all__ = ["budgets", "experiments", "usage"]
+__all__ = ["budgets", "experiments", "routes", "usage"]

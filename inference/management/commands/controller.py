@@ -19,8 +19,10 @@ from inference.notify import connection
 from inference.outlook import Outlook
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
+from inference.revisions import report
 from inference.swapping import Swapper
 from inference.usage_thread import UsageThread
+from registry.revision import current
 from routing.experiments.watch import ExperimentWatch
 
 log = logging.getLogger("controller")
@@ -72,6 +74,8 @@ class Command(BaseCommand):
                     experiments.step(time.monotonic())
                 else:
                     leading.clear()
+                # A pass reads the rows themselves: this one ran what is configured now.
+                report(f"controller {me[:8]}", current())
                 pubsub.get_message(timeout=TICK_S)
             except redis.RedisError as error:
                 log.warning("Redis: %s", error)

@@ -18,6 +18,7 @@ from inference.protocol import ASKED_KEY, ReplicaBeat, beat_key
 from inference.reconcile import give_up
 from registry import actions
 from registry.models import Event, Model, ModelVersion, VersionState
+from routing.actions.routes import create_route
 from tests.integration.api.conftest import make_ready
 
 
@@ -49,7 +50,8 @@ def test_the_list_has_openais_shape_and_ours(reader: APIClient, ready: ModelVers
     found = reader.get("/v1/models").json()
 
     assert found["object"] == "list"
-    (one,) = found["data"]
+    one, auto = found["data"]
+    assert (auto["id"], auto["policy"], auto["capabilities"]) == ("auto", "balanced", ["completion"])
     assert (one["id"], one["object"], one["owned_by"]) == ("acme/echo", "model", "mmserve")
     assert isinstance(one["created"], int)
     assert one["status"] == "unloaded"
@@ -70,11 +72,17 @@ def test_the_list_costs_the_same_queries_however_many_models(
             made = Deployment.objects.create(name=f"d-{version.pk}", version=version, replicas=1)
             replica(made, device, ReplicaState.READY)
 
-    # key, last event, models, versions, aliases, what is served, deployments, replicas, revision
-    with django_assert_max_num_queries(9):
+    create_route("best", actor="tests", candidates=[{"target": "many-1"}, {"target": "many-2@1"}])
+    # key, last event, models, versions, aliases, routes, their lines, what is served, deployments, replicas, revision
+    with django_assert_max_num_queries(11):
         found = reader.get("/v1/models").json()["data"]
 
-    assert len(found) == 13
+    assert len(found) == 15
+    auto, best = found[-2:]
+    assert (auto["id"], auto["status"]) == ("auto", "ready")
+    assert (best["id"], best["status"], best["candidates"]) == ("best", "ready", ["many-1", "many-2@1"])
+    assert reader.get("/v1/models/best").json() == best
+    assert reader.get("/v1/models/auto").json() == auto
 
 
 @pytest.mark.parametrize("path", ["acme/echo", "acme%2Fecho"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from inference.gateway.auth import KeyGrant
+from inference.protocol import REVISIONS_KEY
 from routing.core.route import CandidateEntry, Constraints, Policy, RouteEntry
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.conftest import Gateway, Opener, heard
@@ -145,3 +148,19 @@ async def test_a_key_may_use_what_its_patterns_name(routed_gateway):
         status, error = await asked("mm-other", "acme/echo")
     assert status == 403
     assert error["code"] == "model_not_allowed"
+
+
+async def test_the_gateway_reports_each_revision_as_soon_as_it_runs_it(routed_gateway):
+    async with routed_gateway() as gateway:
+        await gateway.runtime.redis.delete(REVISIONS_KEY)
+        gateway.table = dataclasses.replace(gateway.table, revision=3)
+        gateway.runtime.table.push(3)
+        async with asyncio.timeout(2.5):  # sooner than the next report by the clock
+            while await _reported(gateway) != [b"3"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert gateway.runtime.table.revision == 3
+
+
+async def _reported(gateway: Gateway) -> list[bytes]:
+    found = await gateway.runtime.redis.hgetall(REVISIONS_KEY)
+    return [text.split()[0] for text in found.values()]

@@ -28,7 +28,9 @@ def versions(source: str, db: None) -> list[ModelVersion]:
     for name in ("acme/large", "acme/small"):
         version = make_ready(registry.register_model(name, actor="tests"), "1", source)
         registry.promote(version, actor="tests")
-        Deployment.objects.create(name=name.replace("/", "-"), version=version, replicas=1)
+        Deployment.objects.create(
+            name=name.replace("/", "-"), version=version, replicas=1, context_length=4096
+        )
         found.append(version)
     return found
 

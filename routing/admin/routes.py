@@ -1,0 +1,319 @@
+"""The routes' pages: what a route does now at the top; a change is shown before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+
+from registry.admin_base import ASKED, ActionAdmin, ReadOnly, ReasonModelForm, actor_of
+from registry.admin_forms import WordsField
+from routing.actions import routes as actions
+from routing.actions.scorers import use_scorer
+from routing.core.replay import NOBODY
+from routing.core.route import RouteEntry
+from routing.core.scorer import TRAITS
+from routing.effect import REPLAYED, Effect, effect_of, preview_of
+from routing.models.routes import MAX_CANDIDATES, Route, RouteCandidate, TrainedScorer
+from routing.route_entries import entry_of
+from routing.situation import situation
+
+CONFIRMED = "_confirmed"
+MS = 1000
+
+
+class NeedsConfirmation(Exception):
+    """The change is good; whoever makes it should see first what it does. Raised inside the transaction."""
+
+    def __init__(self, draft: RouteEntry) -> None:
+        super().__init__(draft.id)
+        self.draft = draft
+
+
+class RouteForm(ReasonModelForm):
+    """A route."""
+
+    require = WordsField(
+        required=False,
+        help_text="Capabilities and tags that a candidate must have, with commas between them: json, region=eu.",
+    )
+    expected_revision = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            self.fields["expected_revision"].initial = self.instance.revision
+
+
+class CandidateInline(TabularInline):
+    """The candidates, in the order of priority."""
+
+    model = RouteCandidate
+    fields = ("position", "target", "weight", "note")
+    extra = 1
+    max_num = MAX_CANDIDATES
+    tab = False
+
+
+@admin.register(Route)
+class RoutePage(ActionAdmin):
+    """Routes."""
+
+    list_display = ("name", "state", "policy", "candidate_list", "updated_at")
+    list_filter = ("policy", "enabled")
+    search_fields = ("name", "description", "candidates__target")
+    form = RouteForm
+    inlines = (CandidateInline,)
+    change_form_outer_before_template = "admin/routes/effect.html"
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("candidates")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [
+            (None, {"fields": (("name", "policy"), "description", "enabled")}),
+            (
+                "What balanced weighs",
+                {"fields": (("weight_quality", "weight_cost", "weight_latency", "weight_load"),)},
+            ),
+            (
+                "What a candidate must keep (empty: nothing)",
+                {"fields": ("require", ("max_cost_usd", "max_ttft_ms"), ("max_tpot_ms", "min_context"))},
+            ),
+            ("Why", {"fields": ("reason", "expected_revision")}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        """A name is for ever: clients ask by it."""
+        return ("name",) if obj else ()
+
+    @display(description="State", label={"on": "success", "off": "default"})
+    def state(self, obj: Route) -> str:
+        return "on" if obj.enabled else "off"
+
+    @display(description="Candidates")
+    def candidate_list(self, obj: Route) -> str:
+        return ", ".join(line.target for line in obj.candidates.all()) or "–"
+
+    def delete_row(self, obj: Route, *, actor: str, reason: str) -> None:
+        actions.delete_route(obj, actor=actor, reason=reason)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """The route's effect above its form."""
+        context = dict(extra_context or {})
+        route = self.get_object(request, object_id)
+        if route is not None and request.method == "GET":
+            entry = entry_of(route, _lines_of(route))
+            context["effect"] = _effect_rows(effect_of(entry, situation()))
+            context["policy"] = route.get_policy_display()
+        return super().change_view(request, object_id, form_url, context)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """A change that was not confirmed yet is undone, and shown."""
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except NeedsConfirmation as asked:
+            return self._preview(request, asked.draft)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """With its candidates, in save_related."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The route and its candidates are one change."""
+        reason = form.cleaned_data.get("reason", "")
+        lines = _lines_in(formsets[0]) if formsets else []
+        changes = {name: form.cleaned_data[name] for name in form.changed_data if name not in ASKED}
+        before = form.instance.pk and Route.objects.get(pk=form.instance.pk)
+        if before:
+            route = actions.update_route(
+                before,
+                actor=actor_of(request),
+                reason=reason,
+                candidates=lines,
+                expected_revision=form.cleaned_data.get("expected_revision"),
+                **changes,
+            )
+            changed = route is not before
+        else:
+            fields = {name: form.cleaned_data[name] for name in actions.FIELDS}
+            route = actions.create_route(
+                form.cleaned_data["name"],
+                actor=actor_of(request),
+                reason=reason,
+                candidates=lines,
+                **fields,
+            )
+            changed = True
+        if changed and CONFIRMED not in request.POST:
+            raise NeedsConfirmation(entry_of(route, _lines_of(route)))
+        form.instance.pk = route.pk
+        form.instance._state.adding = False
+        super().save_related(request, form, formsets, change)
+
+    def _preview(self, request: HttpRequest, draft: RouteEntry) -> HttpResponse:
+        found = preview_of(draft, situation(REPLAYED))
+        before, after = found.replay.before, found.replay.after
+        fields = [(name, value) for name in request.POST for value in request.POST.getlist(name)]
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "title": f"What {draft.id} would become",
+            "name": draft.id,
+            "real": found.real,
+            "requests": found.replay.requests,
+            "moved": found.replay.moved_share,
+            "moved_count": found.replay.moved,
+            "shares": [
+                ("nobody: refused" if name == NOBODY else name, 100 * old, 100 * new)
+                for name, old, new in found.rows
+            ],
+            "figures": [
+                ("Cost of a request", _dollars(before.cost_usd), _dollars(after.cost_usd)),
+                ("Predicted TTFT", _ms(before.ttft_s), _ms(after.ttft_s)),
+                ("Predicted TPOT", _ms(before.tpot_s), _ms(after.tpot_s)),
+            ],
+            "effect": _effect_rows(found.draft),
+            "fields": [(name, value) for name, value in fields if name != "csrfmiddlewaretoken"],
+            "confirmed": CONFIRMED,
+        }
+        return TemplateResponse(request, "admin/routes/preview.html", context)
+
+
+@admin.register(TrainedScorer)
+class ScorerPage(ReadOnly, ModelAdmin):
+    """Scorers that router_train made: their weights and how well they did."""
+
+    list_display = ("number", "state", "rows", "gain", "created_at")
+    actions_detail = ("use", "stop_using")
+    change_form_outer_before_template = "admin/routes/scorer.html"
+    fields = ("number", "rows", "created_at")
+
+    @display(description="State", label={"in use": "success", "kept": "default"})
+    def state(self, obj: TrainedScorer) -> str:
+        return "in use" if obj.in_use else "kept"
+
+    @display(description="Better than the mean by")
+    def gain(self, obj: TrainedScorer) -> str:
+        gain = obj.evaluation.get("gain")
+        return "–" if gain is None else f"{100 * gain:.1f}%"
+
+    def has_use_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        """Whoever may change routes."""
+        return request.user.has_perm("routing.change_route")
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """Its weights, trait by trait."""
+        row = self.get_object(request, object_id)
+        context = dict(extra_context or {})
+        if row is not None:
+            names = row.traits or list(TRAITS)
+            context["traits"] = names
+            context["weights"] = sorted(row.weights.items())
+            context["evaluation"] = row.evaluation
+        return super().change_view(request, object_id, form_url, context)
+
+    @action(description="Use it", icon="check", permissions=["use"])
+    def use(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return ActionAdmin.confirmed(
+            self,  # type: ignore[arg-type]
+            request,
+            object_id,
+            use_scorer,
+            title="Use {row}?",
+            explanation="From the next request on it judges quality in every balanced route, and in auto.",
+            button="Use it",
+            done="{row} is in use.",
+        )
+
+    @action(description="Stop using", icon="close", permissions=["use"])
+    def stop_using(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return ActionAdmin.confirmed(
+            self,  # type: ignore[arg-type]
+            request,
+            object_id,
+            _stop_using,
+            title="Stop using {row}?",
+            explanation="Quality is then what is assumed of each version by its size.",
+            button="Stop using",
+            done="No scorer is in use.",
+        )
+
+    def row_url(self, object_id: Any) -> str:
+        """The page of one row."""
+        return ActionAdmin.row_url(self, object_id)  # type: ignore[arg-type]
+
+
+def _stop_using(row: TrainedScorer, *, actor: str, reason: str) -> None:
+    use_scorer(None, actor=actor, reason=reason)
+
+
+def _lines_of(route: Route) -> list[tuple[str, float, str]]:
+    return list(RouteCandidate.objects.filter(route=route).values_list("target", "weight", "note"))
+
+
+def _lines_in(formset: Any) -> list[dict[str, Any]]:
+    """The lines that stay, in the order of their positions."""
+    kept = [
+        (data["position"], place, data)
+        for place, form in enumerate(formset.forms)
+        if (data := form.cleaned_data) and data.get("target") and not data.get("DELETE")
+    ]
+    return [
+        {name: data[name] for name in actions.CANDIDATE_FIELDS}
+        for _, _, data in sorted(kept, key=lambda one: one[:2])
+    ]
+
+
+def _effect_rows(effect: Effect) -> dict[str, Any]:
+    rows: Iterable[dict[str, Any]] = [
+        {
+            "id": one.id,
+            "served_id": one.served_id,
+            "note": one.note,
+            "eligible": one.eligible,
+            "cold": not one.scores.get("ready"),
+            "reasons": one.reasons,
+            "share": 100 * effect.shares.get(one.served_id, 0.0),
+            "ttft": _ms(one.scores.get("ttft_s")),
+            "tpot": _ms(one.scores.get("tpot_s")),
+            "cost": _dollars(one.scores.get("cost_usd")),
+            "quality": f"{one.scores.get('quality', 0.0):.2f}",
+            "load": f"{one.scores.get('load', 0.0):.2f}",
+        }
+        for one in effect.candidates
+    ]
+    return {"rows": rows, "problems": effect.problems, "refused": 100 * effect.refused}
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * MS:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _dollars(amount: float | None) -> str:
+    return "–" if amount is None else f"${amount:.6f}"
