@@ -1,10 +1,21 @@
-"""Rows become values here, once: the routing table of one configuration revision."""
+"""Rows become values here, once: the routing table of one configuration revision.
+
+Only the columns that routing reads are fetched, as the database has them; what they say is remembered by their text,
+so that the next table costs what has changed, and the look-up of the rest.
+"""
 
 from __future__ import annotations
 
-from django.db import transaction
+import json
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
 
-from inference.capacity.eta import usual_s
+from django.db import models, transaction
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast
+
+from inference.capacity.eta import remembered, usual_s
 from inference.models import Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
@@ -15,26 +26,39 @@ from routing.experiments.table import experiment_entries
 from routing.route_entries import route_entries, scorer_in_use
 from routing.spending import budget_entries
 
+REMEMBERED = 65_536
+PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
+
 
 @transaction.atomic
 def routing_table() -> RoutingTable:
     """Read the whole table in ten queries, however many rows there are."""
     revision = current()
-    aliases = {}
-    defaults = {}
-    for alias in Alias.objects.select_related("model", "version__model"):
-        served_id = alias.version.served_id
-        aliases[str(alias)] = served_id
-        if alias.is_default:
-            defaults[alias.model_id] = served_id
-    versions = ModelVersion.objects.exclude(state=VersionState.ARCHIVED).select_related("model")
-    deployments = Deployment.objects.select_related("version__model")
+    names, tags = {}, {}
+    for pk, name, words in Model.objects.order_by().values_list("pk", "name", _text("tags")):
+        names[pk], tags[pk] = name, words
+    # Aliases and deployments may name an archived version, which is no candidate.
+    served: dict[int, str] = {}
+    versions: dict[int, VersionEntry] = {}
+    for pk, model, version, state, *columns in _version_rows():
+        served[pk] = f"{names[model]}@{version}"
+        if state != VersionState.ARCHIVED:
+            versions[pk] = _version(served[pk], names[model], tags[model], *columns)
+    aliases, defaults = {}, {}
+    alias_rows = Alias.objects.order_by().values_list("model", "name", "version", "is_default")
+    for model, alias, version, is_default in alias_rows:
+        aliases[f"{names[model]}@{alias}"] = served[version]
+        if is_default:
+            defaults[model] = served[version]
     return RoutingTable.build(
         revision=revision,
-        models=[ModelEntry(id=row.name, default=defaults.get(row.pk)) for row in Model.objects.all()],
-        versions=[_version(row) for row in versions],
+        models=[ModelEntry(id=name, default=defaults.get(pk)) for pk, name in names.items()],
+        versions=versions.values(),
         aliases=aliases,
-        deployments=[_entry(row) for row in deployments],
+        deployments=[
+            _deployment(served[version], *_known_of(versions.get(version)), *columns)
+            for version, *columns in _deployment_rows()
+        ],
         budgets=budget_entries(),
         experiments=experiment_entries(),
         routes=route_entries(),
@@ -42,41 +66,114 @@ def routing_table() -> RoutingTable:
     )
 
 
-def _version(row: ModelVersion) -> VersionEntry:
+def _version_rows() -> Any:
+    return ModelVersion.objects.order_by("pk").values_list(
+        "pk",
+        "model",
+        "version",
+        "state",
+        _text("capabilities"),
+        _text("tags"),
+        _fact("context_length"),
+        _fact("parameters"),
+        *map(_text, PRICES),
+    )
+
+
+def _deployment_rows() -> Any:
+    return Deployment.objects.order_by("pk").values_list(
+        "version",
+        "name",
+        "queue_bound",
+        "hold_bound",
+        "deadline_s",
+        "context_length",
+        "replicas",
+        "failure",
+        "tensor_parallel",
+        _text("past_loads"),
+    )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _version(
+    served_id: str,
+    model: str,
+    model_tags: str,
+    capabilities: str,
+    tags: str,
+    context_length: str | None,
+    parameters: str | None,
+    *prices: str | None,
+) -> VersionEntry:
     return VersionEntry(
-        served_id=row.served_id,
-        model=row.model.name,
-        capabilities=frozenset(row.capabilities),
-        tags=frozenset((*row.model.tags, *row.tags)),
-        prices=_prices(row),
-        context_length=row.facts.get("context_length"),
-        quality=assumed_quality(row.facts.get("parameters")),
+        served_id=served_id,
+        model=model,
+        capabilities=frozenset(json.loads(capabilities)),
+        tags=frozenset((*json.loads(model_tags), *json.loads(tags))),
+        prices=_prices(*prices),
+        context_length=_whole(context_length),
+        quality=assumed_quality(_whole(parameters)),
     )
 
 
-def _prices(row: ModelVersion) -> Prices:
+@lru_cache(maxsize=REMEMBERED)
+def _prices(*prices: str | None) -> Prices:
+    tokens_in, cached, tokens_out, hour = (None if one is None else Decimal(one) for one in prices)
     return Prices.of(
-        per_million_input=row.price_input,
-        per_million_cached_input=row.price_cached_input,
-        per_million_output=row.price_output,
-        per_device_hour=row.price_device_hour,
+        per_million_input=tokens_in,
+        per_million_cached_input=cached,
+        per_million_output=tokens_out,
+        per_device_hour=hour,
     )
 
 
-def _entry(row: Deployment) -> DeploymentEntry:
-    facts = row.version.facts
+def _known_of(version: VersionEntry | None) -> tuple[bool, int | None]:
+    """Whether it chats, and its context; nothing is known of one that is archived."""
+    return (False, None) if version is None else ("chat" in version.capabilities, version.context_length)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _deployment(
+    served_id: str,
+    chats: bool,
+    longest: int | None,
+    name: str,
+    queue_bound: int,
+    hold_bound: int | None,
+    deadline_s: int,
+    context_length: int | None,
+    replicas: int,
+    failure: str,
+    tensor_parallel: int,
+    past_loads: str,
+) -> DeploymentEntry:
     return DeploymentEntry(
-        id=row.name,
-        served_id=row.version.served_id,
+        id=name,
+        served_id=served_id,
         limits=Limits(
-            queue_bound=row.queue_bound,
-            hold_bound=min(row.queue_bound, row.hold_bound or row.queue_bound),
-            default_deadline_s=float(row.deadline_s),
-            context_length=row.context_length or facts.get("context_length"),
+            queue_bound=queue_bound,
+            hold_bound=min(queue_bound, hold_bound or queue_bound),
+            default_deadline_s=float(deadline_s),
+            context_length=context_length or longest,
         ),
-        wanted_replicas=row.replicas,
-        has_chat_template="chat" in row.version.capabilities,
-        load_s=usual_s(row.loads),
-        failure=row.failure,
-        devices=row.tensor_parallel,
+        wanted_replicas=replicas,
+        has_chat_template=chats,
+        load_s=usual_s(remembered(json.loads(past_loads))),
+        failure=failure,
+        devices=tensor_parallel,
     )
+
+
+def _text(column: str) -> Cast:
+    """A column as the database writes it: cheaper than as Python has it, and it can be remembered by."""
+    return Cast(column, models.TextField())
+
+
+def _fact(name: str) -> Cast:
+    """One of the facts, as text."""
+    return Cast(KeyTextTransform(name, "facts"), models.TextField())
+
+
+def _whole(text: str | None) -> int | None:
+    return None if text is None else int(text)

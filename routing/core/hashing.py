@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -14,6 +15,12 @@ Hashes = npt.NDArray[np.uint64]
 _SHIFTS = tuple(np.uint64(bits) for bits in (30, 27, 31, 11))
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _UNIT = 2.0**-53
+
+
+@lru_cache(maxsize=65_536)
+def remembered_hash64(text: str) -> int:
+    """The same, for what is hashed with every new table."""
+    return hash64(text)
 
 
 def hash64(text: str, key: str = "") -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from routing.core.hashing import hash64
+from routing.core.hashing import remembered_hash64
 from routing.core.live import Floats
 from routing.core.route import AUTO, Constraints, Policy, Weights
 
@@ -123,7 +123,9 @@ class Slate:
         with np.errstate(divide="ignore", over="ignore"):
             self.inverse_weight: Floats = 1.0 / self.weight
         self.rows = np.array([table.rows[e.id] if e else NOBODY for e in self.entries], dtype=np.intp)
-        self.hashes = np.array([hash64(version.served_id) for version in self.versions], dtype=np.uint64)
+        self.hashes = np.array(
+            [remembered_hash64(version.served_id) for version in self.versions], dtype=np.uint64
+        )
         prices = [version.prices for version in self.versions]
         self.price_input = _floats((p.input_pico or 0) * PICO for p in prices)
         self.price_output = _floats((p.output_pico or 0) * PICO for p in prices)

@@ -239,4 +239,6 @@ class RoutingTable:
 
 
 def _deployed(entry: VersionEntry, deployments: list[str] | None) -> VersionEntry:
+    if not deployments and not entry.deployments:
+        return entry
     return replace(entry, deployments=tuple(sorted(deployments or ())))

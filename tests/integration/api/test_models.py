@@ -379,5 +379,5 @@ def test_why_it_is_not_running_stands_beside_the_status(
     [reason] = found["why"]
     assert reason.startswith("here/cpu:0: needs ")
     assert reader.get("/v1/models/acme/echo@1").json()["why"] == [reason]
-    [one] = reader.get("/v1/models").json()["data"]
+    one, _auto = reader.get("/v1/models").json()["data"]
     assert "why" not in one
