@@ -27,7 +27,7 @@ class Share(serializers.FloatField):
         return super().to_internal_value(data)
 
 
-class CandidateSerializer(StrictSerializer):
+class RouteLineSerializer(StrictSerializer):
     """One line: a model's name, name@version or name@alias, with its share."""
 
     target = serializers.CharField(max_length=301, validators=[check_target])
@@ -40,7 +40,7 @@ class RouteSerializer(StrictSerializer, serializers.ModelSerializer):
 
     # Whether the name is taken is the action's to say (409).
     name = serializers.CharField(max_length=200, validators=[check_model_name])
-    candidates = CandidateSerializer(many=True, required=False)
+    candidates = RouteLineSerializer(many=True, required=False)
     weight_quality = Share(required=False)
     weight_cost = Share(required=False)
     weight_latency = Share(required=False)
