@@ -20,6 +20,7 @@
     └── Unavailable                    503  server_error
         ├── ModelNotLoaded             503
         ├── EngineLost                 503
+        ├── AllAttemptsFailed          503
         └── DeadlineExceeded           504
 
 Every class knows its HTTP status, OpenAI's ``type`` and ``code``, and whether asking again can help.
@@ -220,6 +221,13 @@ class EngineLost(Unavailable):
     """The engine died and the answer cannot be continued exactly."""
 
     code = "engine_lost"
+
+
+class AllAttemptsFailed(Unavailable):
+    """Every choice that could serve the request was tried; the message says of each why it failed."""
+
+    code = "all_attempts_failed"
+    retryable = False
 
 
 class DeadlineExceeded(Unavailable):

@@ -10,6 +10,7 @@ import msgspec
 
 from inference.gateway.auth import KeyGrant
 from inference.gateway.declining import OPENING_CHARS
+from inference.gateway.fallback import Mover
 from inference.gateway.ledger import Reservation
 from inference.gateway.plan import Plan
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest, queue_name
@@ -37,19 +38,23 @@ class Flight:
         "attempt",
         "begun_at",
         "cached_tokens",
+        "committed",
         "completion_tokens",
+        "crowd",
         "deadline_at",
         "delivered",
         "deployment",
         "engine_s",
         "finished_choices",
         "first_token_at",
+        "first_token_by",
         "grant",
         "heard_at",
         "idle_after_s",
         "inquiries",
         "job_id",
         "missing",
+        "mover",
         "opening",
         "next_seq",
         "other_cost_nano",
@@ -94,6 +99,12 @@ class Flight:
         self.job_id = ""
         self.pending: list[Event] = []
         self.delivered = False  # the client has had text of the present attempt or one that it continues
+        self.committed = False  # the client knows who answers: nobody else may
+        self.mover: Mover | None = None  # asked before the request fails, while there are other choices
+        self.first_token_by: float | None = None  # monotonic; past it another choice is tried
+        self.crowd: tuple[int, int] | None = (
+            None  # who waited and ran there when it came; None: it was not up
+        )
         self.over = False
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.queued_s = 0.0
@@ -164,7 +175,8 @@ class Flight:
         elif kind == DONE:
             self._note_usage(event[3])
         elif kind == ERROR:
-            event = [self.job_id, -1, FAILED, from_wire(event[3])]
+            self._failed(from_wire(event[3]))
+            return
         self.push(event)
 
     def push(self, event: Event) -> None:
@@ -178,6 +190,10 @@ class Flight:
     def fail(self, error: MmserveError) -> None:
         """End the request with an error."""
         if not self.over:
+            self._failed(error)
+
+    def _failed(self, error: MmserveError) -> None:
+        if self.committed or self.mover is None or not self.mover(error):
             self.push([self.job_id, -1, FAILED, error])
 
     async def next(self) -> list[Event]:

@@ -14,9 +14,11 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.decisions import DecisionLog, decision_record
+from inference.gateway.experience import Experience
 from inference.gateway.facts import facts_of
+from inference.gateway.fallback import Mover, cause_of, exhausted, stay
 from inference.gateway.flight import Flight
-from inference.gateway.holding import class_of, deadline_s_of, hold_of
+from inference.gateway.holding import Hold, class_of, deadline_s_of, hold_of
 from inference.gateway.hub import Hub
 from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
@@ -27,8 +29,8 @@ from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost
 from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.assigner import assign_arm
 from routing.core.cost import NANO, NO_PRICE, Prices
-from routing.core.decision import Assigned, Decision, RequestFacts, decide, decide_among
-from routing.core.records import counts_for_its_arm
+from routing.core.decision import Assigned, Decision, Link, RequestFacts, decide, decide_among
+from routing.core.records import AttemptRecord, counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -46,8 +48,8 @@ def new_id() -> str:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("assignments", "decision", "facts", "flight", "most_cost_nano", "plan", "rates", "request_id",
-                 "route", "table", "units")  # fmt: skip
+    __slots__ = ("assignments", "attempts", "decision", "facts", "flight", "most_cost_nano", "plan", "rates",
+                 "request_id", "rest", "route", "table", "units")  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +71,8 @@ class Generation:
         self.table = table
         self.most_cost_nano = most_cost_nano
         self.route = route_of(decision)
+        self.rest = list(decision.chain[1:])  # the choices that are left
+        self.attempts: list[AttemptRecord] = []  # the choices that were given up
         self.assignments, self.units = exposures_of(decision)
         if self.assignments:
             flight.opening = ""
@@ -82,8 +86,21 @@ class Generation:
     @property
     def fallbacks(self) -> int:
         """How many choices before the one that serves were given up."""
-        chain = [link.id for link in self.decision.chain]
-        return chain.index(self.flight.deployment.id) if self.flight.deployment.id in chain else 0
+        return len({one.deployment for one in self.attempts} - {self.flight.deployment.id})
+
+    def gave_up(self, error: MmserveError) -> None:
+        """The present choice has failed."""
+        flight = self.flight
+        self.attempts.append(
+            AttemptRecord(
+                deployment=flight.deployment.id,
+                served_id=flight.deployment.served_id,
+                outcome=error.error_code or "error",
+                after_s=time.monotonic() - flight.begun_at,
+                replica=flight.replica or "",
+                why=error.message,
+            )
+        )
 
     @property
     def prices(self) -> Prices:
@@ -138,6 +155,8 @@ class Generator:
         self._reply_to = reply_to
         self._log = DecisionLog(config.decisions_per_s)
         self.refusals = Refusals()
+        self.experience = Experience(live)
+        self.mover_of: Callable[[Generation], Mover] = lambda generation: stay
 
     def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
         """Who would serve this; nothing is run."""
@@ -198,50 +217,102 @@ class Generator:
             raise nothing_serves(plan, decision, table, self._live)
         first = decision.chain[0]
         deployment = table.deployments[first.id]
-        hold = hold_of(deployment, self._live) if first.cold else None
         _check_limits(plan, deployment)
-        now = time.time()
         deadline_s = deadline_s_of(plan, deployment)
-        load = self._live.loads.get(deployment.id)
-        drain_per_s = load.jobs_per_s if load else 0.0
         priority = class_of(plan, grant)
-        self._admission.refuse_if_full(deployment, hold, drain_per_s, time.monotonic())
-        request = plan.request(request_id, self._reply_to, now + deadline_s, priority)
+        if len(decision.chain) == 1:
+            # Nowhere else to go: refused before anything is made for it.
+            self._refuse_if_full(deployment, hold_of(deployment, self._live) if first.cold else None)
+        request = plan.request(request_id, self._reply_to, time.time() + deadline_s, priority)
         flight = Flight(request, plan, grant, deployment, deadline_at=time.monotonic() + deadline_s)
         prices = table.versions[deployment.served_id].prices
         most = most_cost_nano(plan, prices, deployment)
-        budgets = table.budgets_of(key=grant.id, team=grant.team, route=route_of(decision))
-        reservation = Reservation(flight.job_id, most, budgets) if budgets else None
+        generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, table, most)
+        link = first
+        while True:
+            try:
+                await self.send(generation, link)
+                break
+            except (MmserveError, Refused) as problem:
+                error = problem.error if isinstance(problem, Refused) else problem
+                self._hub.remove(flight)
+                generation.gave_up(error)
+                following = self.next_link(generation, error)
+                if following is None:
+                    if len(generation.attempts) > 1:
+                        raise exhausted(generation.attempts, error) from problem
+                    raise
+                link = following
+                flight.begin_attempt()
+            except BaseException:
+                # The client left while its job was being written: it may be in the queue by now.
+                self._hub.remove(flight)
+                await asyncio.shield(self.stop(flight))
+                # Whether its tokens were reserved nobody knows: they are not given back.
+                self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
+                raise
+        if generation.rest:
+            flight.mover = self.mover_of(generation)
+            route = table.routes.get(generation.route)
+            if route is not None and route.first_token_s is not None:
+                flight.first_token_by = flight.begun_at + route.first_token_s
+        return generation
+
+    def _refuse_if_full(self, deployment: DeploymentEntry, hold: Hold | None) -> None:
+        load = self._live.loads.get(deployment.id)
+        drain_per_s = load.jobs_per_s if load else 0.0
+        self._admission.refuse_if_full(deployment, hold, drain_per_s, time.monotonic())
+
+    def next_link(self, generation: Generation, error: MmserveError) -> Link | None:
+        """The next choice after this error, its flight turned to it; None where there is none."""
+        table = generation.table
+        route = table.routes.get(generation.route)
+        cause = cause_of(error)
+        allowed = cause is not None and (route is None or cause in route.fallback_on)
+        if not allowed or time.monotonic() >= generation.flight.deadline_at:
+            return None
+        while generation.rest:
+            link = generation.rest.pop(0)
+            deployment = table.deployments.get(link.id)
+            if deployment is None or _beyond(generation.plan, deployment):
+                continue
+            generation.flight.deployment = deployment
+            generation.most_cost_nano = most_cost_nano(generation.plan, generation.prices, deployment)
+            return link
+        return None
+
+    async def send(self, generation: Generation, link: Link, *, replaces: str = "") -> None:
+        """Have the flight's job admitted and enqueued at this choice, in place of one that was admitted before."""
+        plan, flight = generation.plan, generation.flight
+        grant, deployment = flight.grant, flight.deployment
+        hold = hold_of(deployment, self._live) if link.cold else None
+        if not replaces:
+            self._refuse_if_full(deployment, hold)
+        budgets = self._table().budgets_of(key=grant.id, team=grant.team, route=generation.route)
+        reservation = Reservation(flight.job_id, generation.most_cost_nano, budgets) if budgets else None
         if reservation is not None:
             flight.reservations.append(reservation)
-        generation = Generation(request_id, plan, facts, decision, NO_RATES, flight, table, most)
+        load = self._live.loads.get(deployment.id)
+        flight.crowd = (load.waiting, load.running) if load is not None and load.ready else None
         self._hub.add(flight)
-        try:
-            generation.rates = await self._admission.admit(
-                request,
-                job_id=flight.job_id,
-                grant=grant,
-                deployment=deployment,
-                reserved_tokens=plan.reserved_tokens,
-                drain_per_s=drain_per_s,
-                now=now,
-                hold=hold,
-                reservation=reservation,
-            )
-        except (MmserveError, Refused):
-            self._hub.remove(flight)
-            raise
-        except BaseException:
-            # The client left while its job was being written: it may be in the queue by now.
-            self._hub.remove(flight)
-            await asyncio.shield(self._stop(flight))
-            # Whether its tokens were reserved nobody knows: they are not given back.
-            self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
-            raise
+        rates = await self._admission.admit(
+            flight.request,
+            job_id=flight.job_id,
+            grant=grant,
+            deployment=deployment,
+            reserved_tokens=0 if replaces else plan.reserved_tokens,
+            drain_per_s=load.jobs_per_s if load else 0.0,
+            now=time.time(),
+            replaces=replaces,
+            hold=hold,
+            reservation=reservation,
+        )
+        if not replaces:
+            generation.rates = rates
+        self.experience.began(deployment.id, time.monotonic())
         if hold is not None:
             # Its job waits in the queue; the controller sees it there and brings the model up.
             self._admission.wake_controller()
-        return generation
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""
@@ -249,8 +320,9 @@ class Generator:
         flight.over = True
         self._hub.remove(flight)
         if outcome != "completed":
-            await self._stop(flight)
+            await self.stop(flight)
             flight.completion_tokens = flight.completion_tokens or len(flight.tokens)
+        self.experience.ended(flight, outcome, status, time.monotonic())
         self._settle(generation, outcome, status, reserved_tokens=generation.plan.reserved_tokens)
 
     def _settle(self, generation: Generation, outcome: str, status: int, *, reserved_tokens: int) -> None:
@@ -268,6 +340,7 @@ class Generator:
                 generation.facts,
                 generation.decision,
                 record,
+                attempts=generation.attempts,
                 predicted_cost_nano=generation.most_cost_nano if generation.prices.priced else None,
             )
         self._admission.settle(
@@ -326,7 +399,7 @@ class Generator:
         for record in self.refusals.take():
             self._admission.note(record)
 
-    async def _stop(self, flight: Flight) -> None:
+    async def stop(self, flight: Flight) -> None:
         """Take the job out of its queue, or tell the engine that has it, or may have it."""
         if flight.replica is not None:
             self._controls.cancel(flight.replica, flight.job_id)
@@ -341,10 +414,15 @@ class Generator:
                 self._controls.cancel(replica, flight.job_id)
 
 
-def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
+def _beyond(plan: Plan, deployment: DeploymentEntry) -> bool:
     most = deployment.limits.max_output_tokens
-    if most is not None and (plan.sampling.max_tokens or 0) > most:
+    return most is not None and (plan.sampling.max_tokens or 0) > most
+
+
+def _check_limits(plan: Plan, deployment: DeploymentEntry) -> None:
+    if _beyond(plan, deployment):
         raise InvalidRequest(
-            f"max_tokens is {plan.sampling.max_tokens}; {deployment.served_id} makes at most {most}.",
+            f"max_tokens is {plan.sampling.max_tokens}; {deployment.served_id} makes at most "
+            f"{deployment.limits.max_output_tokens}.",
             param="max_tokens",
         )

@@ -11,7 +11,7 @@ import msgspec
 
 from inference.loads import LOADING, load_of
 from inference.protocol import STALE_AFTER_S, Outlook, ReplicaBeat
-from routing.core.live import DeploymentLoad, LiveColumns
+from routing.core.live import DeploymentLoad, Latency, LiveColumns
 from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,16 @@ class LiveState:
             self._columns.take_over(known)
             known = self._columns
         return known
+
+    def set_breaker(self, deployment: str, is_open: bool) -> None:
+        """Whether a deployment's circuit breaker lets nothing pass."""
+        if self._columns is not None:
+            self._columns.set_breaker(deployment, is_open)
+
+    def learn(self, deployment: str, latency: Latency | None) -> None:
+        """How long a deployment takes, as learned."""
+        if self._columns is not None:
+            self._columns.learn(deployment, latency)
 
     def beat(self, message: Mapping[str, Any], now: float) -> None:
         """A ``replica.beat`` arrived."""

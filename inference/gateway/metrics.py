@@ -7,6 +7,7 @@ from functools import lru_cache
 from prometheus_client import Counter, Gauge, Histogram
 
 from inference.gateway.flight import Flight
+from routing.core.breaker import State
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -26,6 +27,16 @@ usage_waiting = Gauge("mmserve_usage_records", "Usage records in Redis, rolled u
 usage_lost = Gauge(
     "mmserve_usage_lost", "Usage records that a full stream turned away: nobody will count them."
 )
+fallbacks = Counter("mmserve_fallbacks", "Requests that went to the next choice of their chain.")
+_breakers = Gauge(
+    "mmserve_breaker_open", "1 while a deployment's circuit breaker lets nothing pass, 0.5 half open.",
+    ("deployment",),
+)  # fmt: skip
+_errors = Gauge(
+    "mmserve_latency_prediction_error",
+    "Moving average of |predicted - measured| / measured; what is ttft or tpot.",
+    ("deployment", "what"),
+)
 revision = Gauge("mmserve_config_revision", "The configuration revision that this process runs.")
 
 CLIENT_GONE = 499
@@ -44,6 +55,18 @@ def _timers(model: str) -> tuple[Histogram, Histogram, Histogram]:
 def count(endpoint: str, status: int, served_id: str = "") -> None:
     """One answered request; only served ids become labels, never what a client made up."""
     _request_counter(endpoint, status, served_id).inc()
+
+
+def breaker(deployment: str, state: State) -> None:
+    """A circuit breaker's state."""
+    _breakers.labels(deployment).set({State.CLOSED: 0.0, State.HALF_OPEN: 0.5, State.OPEN: 1.0}[state])
+
+
+def prediction_errors(deployment: str, ttft: float | None, tpot: float | None) -> None:
+    """How far latency predictions are off; None: nothing was predicted yet."""
+    for what, error in (("ttft", ttft), ("tpot", tpot)):
+        if error is not None:
+            _errors.labels(deployment, what).set(error)
 
 
 def observe(flight: Flight, now: float) -> None:

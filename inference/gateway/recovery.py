@@ -69,6 +69,9 @@ class Recovery:
                 flight.push([flight.job_id, -1, STATUS, status])
             if flight.recovering:
                 continue
+            if flight.first_token_by is not None and now > flight.first_token_by:
+                self._hurry(flight)
+                continue
             if flight.accepted:
                 self._look_after_running(flight, now)
             elif now - flight.heard_at > SILENCE_S and now - flight.probe_at > self._inquiry_s(flight):
@@ -91,6 +94,12 @@ class Recovery:
     def _expire(self, flight: Flight) -> None:
         flight.fail(DeadlineExceeded("The request was not answered before its deadline."))
         flight.over = True
+
+    def _hurry(self, flight: Flight) -> None:
+        """No first token in the time that its route gives: another choice is tried, if there is one."""
+        flight.first_token_by = None
+        if flight.first_token_at is None and flight.mover is not None and not flight.committed:
+            flight.mover(DeadlineExceeded("no first token in time"))
 
     def _begin(self, flight: Flight, work: Coroutine[None, None, None]) -> None:
         flight.recovering = True
@@ -173,6 +182,6 @@ class Recovery:
                 await asyncio.sleep(RETRY_S)
             except Refused as refused:
                 flight.fail(refused.error)
-                break
+                return
         flight.heard_at = time.monotonic()
         flight.recovering = False

@@ -22,6 +22,7 @@ from inference.gateway.hub import Hub, keep_alive_key, receive_forever
 from inference.gateway.ledger import Reservation, SpendSource, nothing_spent
 from inference.gateway.live import LiveState
 from inference.gateway.mirror import Mirror
+from inference.gateway.moving import Moving
 from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.table_watch import TableWatch
@@ -127,7 +128,9 @@ class GatewayRuntime:
             return
         if self._connected.is_set():
             await self.mirror.stop()
+            await self.moving.close()
             for flight in self.hub:
+                flight.mover = None
                 flight.fail(Unavailable("The gateway is stopping.", retry_after_s=1.0))
                 if flight.replica is not None:
                     self.controls.cancel(flight.replica, flight.job_id)
@@ -168,6 +171,7 @@ class GatewayRuntime:
             reply_to=self._channel,
         )
         self.mirror = Mirror(self.generator, self.table.current, self.live, self.redis)
+        self.moving = Moving(self.hub, self.generator)
         recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
         self._spawn("controls", self.controls.run)

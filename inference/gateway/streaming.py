@@ -19,6 +19,8 @@ class ClientGone(Exception):
 async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[list[bytes], None]:
     """Lists of chunks as they come, the first once an engine has accepted; an empty list is a sign of life.
 
+    While another choice could still take over, the first comes with the first text.
+
     Ends after the last chunk; raises the error that ended the request, or ClientGone.
     """
     flight, plan = generation.flight, generation.plan
@@ -34,7 +36,7 @@ async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[li
                 found += chunks.delta(event)
             elif kind == STATUS:
                 found.append(chunks.status(event[3]))
-            elif kind in (ACCEPTED, IDLE):
+            elif kind == IDLE or (kind == ACCEPTED and flight.mover is None):
                 found += chunks.opening(plan.choices)
                 heard = True
             elif kind == DONE:
@@ -43,15 +45,18 @@ async def chunks_of(generation: Generation, chunks: Chunks) -> AsyncGenerator[li
                     if generation.prices.priced:
                         usage["cost_usd"] = in_usd(generation.cost_nano)
                     found.append(chunks.usage(usage))
+                flight.committed = True
                 yield found
                 return
             elif kind == FAILED:
                 if found:
+                    flight.committed = True
                     yield found
                 raise event[3]
             elif kind == GONE:
                 raise ClientGone
         if found or heard:
+            flight.committed = True
             yield found
 
 

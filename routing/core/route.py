@@ -19,6 +19,16 @@ class Policy(StrEnum):
     PRIORITY = "priority"  # in the order of the list
 
 
+class Cause(StrEnum):
+    """Why a request goes to the next choice of its chain. A client's own mistake is none."""
+
+    ERROR = "error"  # the engine failed or was lost
+    TIMEOUT = "timeout"  # no first token in time
+    OVERLOAD = "overload"  # the queue is full
+    CONTEXT = "context"  # the engine counted more tokens than it takes
+    BUDGET = "budget"  # a budget cannot pay for it there
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """What ``balanced`` weighs; only the proportions matter."""
@@ -77,3 +87,5 @@ class RouteEntry:
     constraints: Constraints = field(default_factory=Constraints)
     description: str = ""
     enabled: bool = True
+    fallback_on: frozenset[Cause] = frozenset(Cause)
+    first_token_s: float | None = None  # without a token by then the next choice is tried

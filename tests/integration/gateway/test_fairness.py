@@ -10,7 +10,7 @@ import redis
 
 from inference.engine import rqkeys, scripts
 from inference.gateway.auth import KeyGrant
-from inference.protocol import bell_key
+from inference.protocol import bell_key, fence_key
 from tests.integration.gateway.conftest import Gateway
 from tests.integration.gateway.fake_engine import FakeEngine, words
 from tests.integration.gateway.waiting import until
@@ -28,6 +28,7 @@ def pull(url: str, most: int, *, aged_before: float = 0.0) -> list[str]:
         bell_key("echo"),
         rqkeys.worker_key("w"),
         rqkeys.worker_executions_key("w"),
+        fence_key("r"),
     ]
     args = [most, "w", rqkeys.stamp(time.time()), time.time(), 90, "p", rqkeys.stamp(aged_before), *queues]
     _, *rows = connection.register_script(scripts.source("pull"))(keys=keys, args=args)

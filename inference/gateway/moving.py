@@ -1,0 +1,81 @@
+"""Moves a request in flight to the next choice of its chain, while its client has nothing of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from inference.gateway import metrics
+from inference.gateway.admission import Refused
+from inference.gateway.fallback import Mover, cause_of, exhausted
+from inference.gateway.generation import Generation, Generator
+from inference.gateway.hub import Hub
+from inference.gateway.tasks import cancel_all
+from mmserve.errors import MmserveError
+
+log = logging.getLogger(__name__)
+
+
+class Moving:
+    """Of one gateway process. Closed by the runtime."""
+
+    def __init__(self, hub: Hub, generator: Generator) -> None:
+        self._hub = hub
+        self._generator = generator
+        self._tasks: set[asyncio.Task[None]] = set()
+        generator.mover_of = self.mover_of
+
+    def mover_of(self, generation: Generation) -> Mover:
+        """What the request's flight asks before it fails."""
+        return lambda error: self._take_over(generation, error)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await cancel_all(self._tasks)
+
+    def _take_over(self, generation: Generation, error: MmserveError) -> bool:
+        flight = generation.flight
+        if flight.over or flight.committed or cause_of(error) is None:
+            return False
+        if not generation.rest:
+            if not generation.attempts:
+                return False
+            generation.gave_up(error)
+            flight.mover = None
+            flight.fail(exhausted(generation.attempts, error))
+            return True
+        flight.recovering = True
+        task = asyncio.create_task(self._move(generation, error))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _move(self, generation: Generation, error: MmserveError) -> None:
+        flight = generation.flight
+        flight.recovering = True
+        if error.status >= 500:
+            self._generator.experience.failed(flight.deployment.id, time.monotonic())
+        generation.gave_up(error)
+        given_up = flight.job_id
+        await self._generator.stop(flight)
+        self._hub.remove(flight)
+        while not flight.over and (link := self._generator.next_link(generation, error)) is not None:
+            flight.begin_attempt()
+            flight.forget_answer()
+            flight.recovering = True
+            try:
+                await self._generator.send(generation, link, replaces=given_up)
+            except (MmserveError, Refused) as problem:
+                self._hub.remove(flight)
+                error = problem.error if isinstance(problem, Refused) else problem
+                generation.gave_up(error)
+                continue
+            metrics.fallbacks.inc()
+            log.warning("request %s goes on at %s", generation.request_id, flight.deployment.id)
+            break
+        else:
+            flight.mover = None
+            flight.fail(exhausted(generation.attempts, error))
+        flight.heard_at = time.monotonic()
+        flight.recovering = False

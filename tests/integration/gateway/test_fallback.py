@@ -1,0 +1,195 @@
+"""The way down a route's chain: what fails at one choice goes to the next, while its client has nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from inference.protocol import DELTA, ERROR, GenerateRequest
+from routing.core.breaker import LEAST
+from routing.core.route import CandidateEntry, Cause, Policy, RouteEntry
+from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
+from tests.integration.gateway.conftest import Gateway, Opener
+from tests.integration.gateway.fake_engine import FakeEngine, Script, failing, words
+from tests.integration.gateway.waiting import until
+
+ROUTE = "either"
+BODY: dict[str, Any] = {"model": ROUTE, "prompt": "x", "max_tokens": 4}
+
+
+def two(**route: Any) -> RoutingTable:
+    """A route over ``first`` and then ``second``."""
+    bounds = Limits(queue_bound=2, default_deadline_s=30.0)
+    names = ("first", "second")
+    return RoutingTable.build(
+        revision=2,
+        models=[ModelEntry(id=name, default=f"{name}@1") for name in names],
+        versions=[VersionEntry(served_id=f"{name}@1", model=name) for name in names],
+        aliases={},
+        deployments=[DeploymentEntry(id=name, served_id=f"{name}@1", limits=bounds) for name in names],
+        routes=[
+            RouteEntry(
+                id=ROUTE,
+                candidates=tuple(CandidateEntry(target=name) for name in names),
+                policy=Policy.PRIORITY,
+                **route,
+            )
+        ],
+    )
+
+
+async def has_table(gateway: Gateway, table: RoutingTable) -> None:
+    gateway.table = table
+    gateway.runtime.table.push(table.revision)
+    await until(lambda: gateway.runtime.table.revision == table.revision)
+
+
+def engine(gateway: Gateway, name: str, script: Script) -> FakeEngine:
+    return FakeEngine(gateway.redis_url, gateway.layer, deployment=name, script=script)
+
+
+async def both_ready(gateway: Gateway) -> None:
+    loads = gateway.runtime.live.loads
+    await until(lambda: all(name in loads and loads[name].ready for name in ("first", "second")))
+
+
+LOST = failing("engine_lost", "the engine is out of order")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_before_the_first_byte_goes_to_the_next_choice(
+    open_gateway: Opener, stream: bool
+) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello", "!")):
+            await both_ready(gateway)
+            answer = await gateway.client.post("/v1/completions", {**BODY, "stream": stream})
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "second@1"
+    assert b"hello" in answer.body
+    assert b"out of order" not in answer.body
+
+
+async def test_a_clients_own_mistake_goes_nowhere_else(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        wrong = failing("invalid_value", "seed is too large", "seed")
+        async with engine(gateway, "first", wrong), engine(gateway, "second", words("hello")) as second:
+            await both_ready(gateway)
+            answer = await gateway.client.post("/v1/completions", BODY)
+    assert answer.status == 400
+    assert answer.json()["error"]["param"] == "seed"
+    assert not second.jobs
+
+
+async def test_a_prompt_that_is_too_long_for_one_goes_to_the_next(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        short = failing("context_length_exceeded", "700 tokens, 512 fit", "prompt")
+        async with engine(gateway, "first", short), engine(gateway, "second", words("hello")):
+            await both_ready(gateway)
+            answer = await gateway.client.post("/v1/completions", BODY)
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "second@1"
+
+
+async def test_a_full_queue_goes_to_the_next_choice(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with (
+            engine(gateway, "first", words("one")) as first,
+            engine(gateway, "second", words("two")),
+        ):
+            await both_ready(gateway)
+            first.pulling.clear()
+            answers = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(6)]
+            await until(lambda: sum(task.done() for task in answers) >= 3)
+            first.pulling.set()
+            found = [await task for task in answers]
+    assert [one.status for one in found] == [200] * 6
+    assert {one.headers["x-mmserve-model"] for one in found} == {"first@1", "second@1"}
+
+
+async def test_without_a_first_token_in_time_the_next_choice_answers(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(first_token_s=0.3))
+        async with (
+            engine(gateway, "first", words("late")) as first,
+            engine(gateway, "second", words("in time")),
+        ):
+            await both_ready(gateway)
+            first.gate.clear()
+            answer = await gateway.client.post("/v1/completions", {**BODY, "stream": True})
+            assert answer.status == 200
+            assert b"in time" in answer.body
+            assert b"late" not in answer.body
+            await first.until(lambda: bool(first.cancelled))
+
+
+async def test_when_all_is_spent_one_error_names_each_attempt(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        other = failing("internal_error", "it has burnt down")
+        async with engine(gateway, "first", LOST), engine(gateway, "second", other):
+            await both_ready(gateway)
+            answer = await gateway.client.post("/v1/completions", BODY)
+    assert answer.status == 503
+    error = answer.json()["error"]
+    assert error["code"] == "all_attempts_failed"
+    assert "first@1: the engine is out of order" in error["message"]
+    assert "second@1: it has burnt down" in error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_nothing_of_a_second_model_after_the_first_byte_of_another(open_gateway: Opener) -> None:
+    async def breaks(engine: FakeEngine, job_id: str, request: GenerateRequest) -> AsyncIterator[list[Any]]:
+        yield [DELTA, 0, "half of ", [0], None, None, None]
+        yield [ERROR, {"code": "engine_lost", "message": "gone", "param": None}]
+
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with (
+            engine(gateway, "first", breaks) as first,
+            engine(gateway, "second", words("another")) as second,
+        ):
+            await both_ready(gateway)
+            first.batch = False
+            answer = await gateway.client.post("/v1/completions", {**BODY, "stream": True})
+    # Either its text was on the way when the engine broke, or nothing was: never both models' words.
+    if b"half of" in answer.body:
+        assert b"another" not in answer.body
+        assert b"gone" in answer.body
+        assert not second.jobs
+    else:
+        assert b"another" in answer.body
+
+
+async def test_a_wish_for_no_fallback_and_a_route_that_forbids_it_are_kept(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(fallback_on=frozenset(Cause) - {Cause.ERROR}))
+        async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello")) as second:
+            await both_ready(gateway)
+            answer = await gateway.client.post("/v1/completions", BODY)
+    assert answer.status == 503
+    assert answer.json()["error"]["code"] == "engine_lost"
+    assert not second.jobs
+
+
+async def test_who_fails_often_is_left_alone_by_its_breaker(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with engine(gateway, "first", LOST) as first, engine(gateway, "second", words("hello")):
+            await both_ready(gateway)
+            for _ in range(LEAST):
+                await gateway.client.post("/v1/completions", BODY)
+            tried = len(first.jobs)
+            explained = await gateway.client.post("/v1/routing/explain", BODY)
+            await gateway.client.post("/v1/completions", BODY)
+            assert len(first.jobs) == tried
+    [broken] = [one for one in explained.json()["candidates"] if one["id"] == "first"]
+    assert broken["reasons"] == ["its circuit breaker is open"]
+    assert explained.json()["chosen"] == "second"
