@@ -106,11 +106,11 @@ async def test_a_full_queue_goes_to_the_next_choice(open_gateway: Opener) -> Non
         ):
             await both_ready(gateway)
             first.pulling.clear()
-            answers = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(6)]
-            await until(lambda: sum(task.done() for task in answers) >= 3)
+            answers = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(4)]
+            await until(lambda: sum(task.done() for task in answers) >= 2)
             first.pulling.set()
             found = [await task for task in answers]
-    assert [one.status for one in found] == [200] * 6
+    assert [one.status for one in found] == [200] * 4
     assert {one.headers["x-mmserve-model"] for one in found} == {"first@1", "second@1"}
 
 
