@@ -293,6 +293,7 @@ class ReplicaPage(ReadOnly, ModelAdmin):
         return facts_table(
             [
                 ("Stage", beat.stage or beat.state),
+                ("Form", beat.form or "vLLM's own"),
                 ("Running", f"{beat.running} of {beat.max_streams}"),
                 ("Waiting", beat.waiting),
                 ("KV cache", f"{beat.kv_usage:.1%}"),

@@ -18,6 +18,7 @@ from inference.listing import listing
 from inference.model_objects import version_object, whole_object
 from inference.models import Deployment, with_last_log
 from inference.plan import plan_of
+from inference.protocol import COMPILED, COMPILING, EAGER
 from inference.route_objects import route_object
 from inference.status import STATUSES
 from registry.lookup import find, find_version
@@ -64,6 +65,7 @@ class ModelObjectSerializer(serializers.Serializer):
         required=False,
         help_text="why it is not running as wished; of one model only, not in the list",
     )
+    form = serializers.ChoiceField([EAGER, COMPILING, COMPILED], allow_null=True)
     capabilities = serializers.ListField(child=serializers.CharField())
     context_length = serializers.IntegerField(allow_null=True)
     versions = VersionStatusSerializer(many=True, required=False)

@@ -78,6 +78,7 @@ def _of_version(version: ModelVersion | None, status: Status) -> dict[str, Any]:
         "eta_s": status.eta_s,
         "done_bytes": status.done_bytes,
         "total_bytes": status.total_bytes,
+        "form": status.form,
         "capabilities": version.capabilities if version else [],
         "context_length": version.facts.get("context_length") if version else None,
     }

@@ -54,6 +54,8 @@ KEEP_FINISHED_S = 60.0
 GATEWAY_TTL_S = 5
 FENCE_TTL_S = 24 * 3600
 
+EAGER, COMPILING, COMPILED = "eager", "compiling", "compiled"
+
 
 def queue_name(deployment: str, priority: str) -> str:
     """RQ queue of a deployment and priority class: ``<deployment>.high|normal|low``."""
@@ -190,6 +192,7 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     done_bytes: int | None = None
     total_bytes: int | None = None
     left_s: float | None = None
+    form: str = ""  # EAGER | COMPILING (and eager until then) | COMPILED; empty where the engine has no say
 
 
 class Outlook(msgspec.Struct, kw_only=True):
@@ -214,6 +217,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):
     log_path: str
     drain_s: float = 30.0
     gpus: list[int] = []  # the only ones that it may see, by the PCI bus's order
+    forms: str = ""  # folder of compiled forms (inference.engine.forms); empty: the engine stays eager
 
 
 class OptionsCheck(msgspec.Struct, kw_only=True, tag="check"):
@@ -226,6 +230,16 @@ class OptionsCheck(msgspec.Struct, kw_only=True, tag="check"):
     redis_url: str
     model_path: str
     options: EngineOptions
+
+
+class CompileJob(msgspec.Struct, kw_only=True, tag="compile"):
+    """What an engine wishes for, and a node tells the template process to make: a compiled form."""
+
+    key: str
+    folder: str
+    model_path: str
+    options: EngineOptions
+    log_path: str = ""
 
 
 class CheckRequest(msgspec.Struct, kw_only=True):

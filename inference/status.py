@@ -13,7 +13,7 @@ from django.utils import timezone
 from inference.beats import read_asked, read_beats
 from inference.capacity.eta import FETCH, LOAD, WAIT, remaining_s, usual_s
 from inference.models import ALIVE, Deployment, Replica, ReplicaState
-from inference.protocol import ReplicaBeat
+from inference.protocol import COMPILED, COMPILING, EAGER, ReplicaBeat
 from registry.models import ModelVersion, VersionState
 
 UNLOADED, FETCHING, LOADING, READY, DRAINING, FAILED = (
@@ -32,6 +32,8 @@ FURTHEST = (READY, LOADING, DRAINING, ASLEEP, FETCHING, FAILED, UNLOADED)
 
 # The replicas that are on their way up.
 COMING = (ReplicaState.PENDING, ReplicaState.LOADING)
+# What the slowest replica of a deployment is.
+SLOWEST = (EAGER, COMPILING, COMPILED)
 # The replicas that say something of their deployment's status.
 WANTED = Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False)
 
@@ -46,6 +48,7 @@ class Status:
     eta_s: float | None = None
     done_bytes: int | None = None
     total_bytes: int | None = None
+    form: str | None = None  # of a ready one, where it may be compiled: protocol.EAGER, COMPILING, COMPILED
 
 
 def statuses(versions: Iterable[ModelVersion]) -> dict[int, Status]:
@@ -73,8 +76,8 @@ def _statuses(rows: list[ModelVersion], which: Q) -> dict[int, Status]:
     replicas: dict[int, list[Replica]] = defaultdict(list)
     for replica in Replica.objects.filter(WANTED, deployment__in=[row.pk for row in deployments.values()]):
         replicas[replica.deployment_id].append(replica)
-    coming = [str(row.id) for found in replicas.values() for row in found if row.state in COMING]
-    beats = read_beats(coming)
+    telling = (*COMING, ReplicaState.READY)
+    beats = read_beats(str(row.id) for found in replicas.values() for row in found if row.state in telling)
     asked_at = read_asked() if any(row.asleep for row in deployments.values()) else {}
     return {
         row.pk: _of_files(row) or _of_deployment(deployments.get(row.pk), replicas, beats, asked_at)
@@ -118,8 +121,9 @@ def _of_deployment(
         return Status(status=UNLOADED)
     rows = replicas[deployment.pk]
     staying = [row for row in rows if row.state in ALIVE and not row.stop_requested]
-    if any(row.state == ReplicaState.READY for row in staying):
-        return Status(status=READY)
+    ready = [row for row in staying if row.state == ReplicaState.READY]
+    if ready:
+        return Status(status=READY, form=_form(beats, ready))
     coming = next((row for row in staying if row.state != ReplicaState.DRAINING), None)
     if coming is not None:
         return _of_coming(deployment, coming, beats.get(str(coming.id)))
@@ -175,3 +179,8 @@ def _of_sleeping(deployment: Deployment, asked_at: float | None) -> Status:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(max(0.0, seconds), 1)
+
+
+def _form(beats: dict[str, ReplicaBeat], ready: list[Replica]) -> str | None:
+    forms = [beat.form for row in ready if (beat := beats.get(str(row.id))) and beat.form in SLOWEST]
+    return min(forms, key=SLOWEST.index, default=None)

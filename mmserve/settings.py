@@ -57,6 +57,8 @@ STORAGE_URL = env("MMSERVE_STORAGE_URL", default=f"file://{DATA_DIR / 'models'}"
 CACHE_DIR = Path(env("MMSERVE_CACHE_DIR", default=str(DATA_DIR / "cache"))).resolve()
 # What the files of remote versions may take there (bytes; 0: as much as the disk has).
 CACHE_BYTES = env.int("MMSERVE_CACHE_BYTES", default=0)
+# Where compiled forms of engines are kept (CPU only), to be written by this user alone; empty: engines stay eager.
+COMPILED_DIR = env("MMSERVE_COMPILED_DIR", default=str(CACHE_DIR / "compiled"))
 # The S3 endpoint of the store and of sources that name none; empty: AWS's own. Keys: AWS_ACCESS_KEY_ID and the like.
 S3_ENDPOINT = env("MMSERVE_S3_ENDPOINT", default="")
 # Endpoints that a source may name besides, e.g. https://minio.example.org or http://10.0.0.5:9000.

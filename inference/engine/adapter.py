@@ -16,12 +16,14 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, TellStage, Usage
+from inference.engine.compiling import can_be_compiled
 from inference.engine.footprint import MEASURE, Footprint
 from inference.engine.lean import without_tokenizer_pool
 from inference.engine.options import GUIDED_OFF, engine_arguments
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
 from inference.engine.sampling import constraints, refusal
+from inference.engine.takeover import Takeover
 from inference.engine.weights import checkpoint_bytes, counted
 from inference.protocol import DELTA, EngineOptions, GenerateRequest
 
@@ -38,7 +40,15 @@ def _ignore(_stage: str, /, done_bytes: int | None = None, total_bytes: int | No
 class VllmEngine:
     """Answers jobs with vLLM. One vLLM request a prompt, named ``<job id>:<prompt index>``."""
 
-    def __init__(self, model_path: str, options: EngineOptions, tell_stage: TellStage = _ignore) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        options: EngineOptions,
+        tell_stage: TellStage = _ignore,
+        *,
+        forms: str = "",
+    ) -> None:
+        """``forms`` is the folder of compiled forms; without one the engine stays as it starts."""
         total_bytes = checkpoint_bytes(model_path)
         tell_stage("loading weights", 0 if options.in_process else None, total_bytes)
         # Read when the engine is made, so one template process can fork engines of both kinds.
@@ -62,7 +72,20 @@ class VllmEngine:
         self._answers: dict[str, Answer] = {}
         self._request_ids: dict[str, list[str]] = {}
         self._ready_made: list[Output] = []
+        self._takeover: Takeover | None = None
+        if forms and can_be_compiled(options, on_cpu=current_platform.is_cpu()):
+            tell_stage("taking over its compiled form")
+            self._takeover = Takeover(self._engine, forms, model_path, options)
+            self._takeover.advance()
         self._footprint = self._measured()
+
+    @property
+    def form(self) -> str:
+        return self._takeover.form if self._takeover else ""
+
+    def rest(self) -> None:
+        if self._takeover is not None and not self.is_busy():
+            self._takeover.advance()
 
     def is_light(self, request: GenerateRequest) -> bool:
         size = sum(map(len, request.prompts or ()))

@@ -50,6 +50,10 @@ class Engine(Protocol):
     context_length: int
     max_streams: int
 
+    @property
+    def form(self) -> str:
+        """As in ReplicaBeat."""
+
     def is_light(self, request: GenerateRequest) -> bool:
         """Whether :meth:`prepare` takes well under a millisecond, so that it needs no thread of its own."""
 
@@ -67,6 +71,9 @@ class Engine(Protocol):
 
     def is_busy(self) -> bool:
         """Whether a step would do something."""
+
+    def rest(self) -> None:
+        """Nothing runs and nothing waits: time for what would hold others up, of a second at most."""
 
     def kv_usage(self) -> float:
         """Share of the KV cache in use, 0 to 1."""

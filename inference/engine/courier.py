@@ -241,4 +241,5 @@ class Courier:
             peak_running=load.peak_running,
             done_bytes=self.stage_bytes[0],
             total_bytes=self.stage_bytes[1],
+            form=self._engine.form if self._engine else "",
         )

@@ -6,7 +6,7 @@ import logging
 import os
 
 from inference.engine.base import Engine, TellStage
-from inference.engine.choice import engine_class
+from inference.engine.choice import engine_class, is_vllm
 from inference.engine.worker import EngineWorker
 from inference.protocol import ReplicaSpec
 
@@ -21,7 +21,8 @@ def serve(spec: ReplicaSpec) -> int:
 
     def open_engine(tell_stage: TellStage) -> Engine:
         tell_stage("importing the engine")
-        engine: Engine = engine_class()(spec.model_path, spec.options, tell_stage)
+        more = {"forms": spec.forms} if is_vllm() else {}
+        engine: Engine = engine_class()(spec.model_path, spec.options, tell_stage, **more)
         return engine
 
     logging.basicConfig(

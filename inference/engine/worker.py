@@ -165,6 +165,11 @@ class EngineWorker(rq.Worker):
         wait_s = 0.0 if self._engine.is_busy() else self._idle_wait_s()
         try:
             command = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+        except Empty:
+            if wait_s:
+                self._engine.rest()
+            return
+        try:
             while True:
                 self._obey(command, report)
                 command = self._inbox.get_nowait()

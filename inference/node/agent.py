@@ -17,11 +17,14 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from inference.calibration import observe_growth, observe_load, options_key
+from inference.engine.choice import is_vllm
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
 from inference.engine_options import engine_options
+from inference.memory import device_rooms
 from inference.models import ALIVE, Device, Node, Replica, ReplicaState
 from inference.node.checks import answer_checks
+from inference.node.compiling import Compiling
 from inference.node.devices import abilities_of, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
@@ -71,6 +74,9 @@ class NodeAgent:
         # By replica: the digest of the options that matter to its memory.
         self.started_with: dict[str, str] = {}
         self._fetch_told_at: dict[str, float] = {}
+        self.compiling: Compiling | None = None
+        if settings.COMPILED_DIR and is_vllm():
+            self.compiling = Compiling(Path(settings.COMPILED_DIR), self.log_dir, supervisor, self._room)
         self._record_devices()
         self._bury_predecessors()
 
@@ -137,7 +143,14 @@ class NodeAgent:
                 loading = not self._promote_if_ready(replica) or loading
             elif replica.state == ReplicaState.READY and reported:
                 self._watch_memory(replica)
+        if self.compiling is not None and not self.leaving:
+            self.compiling.tick(loading=loading)
         return loading or bool(self.stopping)
+
+    def _room(self) -> int:
+        """What no replica has reserved of this machine's memory."""
+        own = f"{self.node.name}/"
+        return sum(room.free_bytes for room in device_rooms() if room.name.startswith(own))
 
     def _report(self, now: datetime) -> bool:
         """Renew the lease now and then; NodeReplaced if it is another's."""
@@ -210,6 +223,7 @@ class NodeAgent:
             log_path=str(path),
             drain_s=settings.DRAIN_S,
             gpus=self._gpus_of(replica),
+            forms=settings.COMPILED_DIR,
         )
         try:
             pid = self.supervisor.start(spec)

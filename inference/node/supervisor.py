@@ -18,7 +18,7 @@ import msgspec
 from inference.engine import environment
 from inference.node.prctl import become_subreaper
 from inference.node.template import MAX_PACKET_BYTES, READY
-from inference.protocol import OptionsCheck, ReplicaBeat, ReplicaSpec
+from inference.protocol import CompileJob, OptionsCheck, ReplicaBeat, ReplicaSpec
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ReplicaSupervisor:
         # Why there is no template: it ended before it was ready.
         self.template_failure = ""
         self._engines: dict[str, _Engine] = {}
-        self._checkers: list[int] = []
+        self._helpers: list[int] = []
         self._template: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._ready = False
@@ -99,9 +99,23 @@ class ReplicaSupervisor:
 
     def check(self, question: OptionsCheck) -> None:
         """Have a process of the template's answer it. OSError says why none was started."""
-        self._checkers.append(self._fork(question))
+        self._helpers.append(self._fork(question))
 
-    def _fork(self, asked: ReplicaSpec | OptionsCheck) -> int:
+    def compile(self, job: CompileJob) -> int:
+        """Have a process of the template's make a compiled form; its pid. OSError says why none was started."""
+        pid = self._fork(job)
+        self._helpers.append(pid)
+        return pid
+
+    def helps(self, pid: int) -> bool:
+        """Whether this checker or builder is still at it."""
+        return pid in self._helpers
+
+    def kill_helper(self, pid: int) -> None:
+        """With what it started, such as a compiler."""
+        _signal_group(pid, signal.SIGKILL)
+
+    def _fork(self, asked: ReplicaSpec | OptionsCheck | CompileJob) -> int:
         if self._channel is None:
             self._start_template()
         if not self._ready and not self._wait_for_template(TEMPLATE_TIMEOUT_S):
@@ -142,7 +156,7 @@ class ReplicaSupervisor:
         exits = [
             found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None
         ]
-        self._checkers = [pid for pid in self._checkers if not _reaped(pid)]
+        self._helpers = [pid for pid in self._helpers if not _reaped(pid)]
         self._keep_template(now)
         return exits
 

@@ -1,9 +1,9 @@
 """The engine template: a process that has imported everything and run nothing, forked once per replica.
 
 Started by the supervisor as ``python -m inference.node.template FD``; FD is one end of a SOCK_SEQPACKET pair.
-It sends ``ready`` once its imports are done; then each packet that it receives is a ReplicaSpec or an OptionsCheck
-(JSON), answered by the pid (decimal) of the process that serves or checks. It forks twice, so that this process is
-handed to the node, its subreaper.
+It sends ``ready`` once its imports are done; then each packet that it receives is a ReplicaSpec, an OptionsCheck or a
+CompileJob (JSON), answered by the pid (decimal) of the process that serves, checks or compiles. It forks twice, so that
+this process is handed to the node, its subreaper.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inference.engine import environment
 from inference.engine.choice import engine_class, is_vllm
 from inference.node.devices import local_devices
 from inference.node.prctl import die_with_parent
-from inference.protocol import OptionsCheck, ReplicaSpec
+from inference.protocol import CompileJob, OptionsCheck, ReplicaSpec
 
 READY = b"ready"
 MAX_PACKET_BYTES = 1 << 20
@@ -32,6 +32,7 @@ OURS = ("inference.engine.check", "inference.engine.main", "inference.engine.wor
 # What an engine imports between its fork and its first token, beside vLLM's front: found with -X importtime.
 EVERYWHERE = (
     "inference.engine.adapter",
+    "inference.engine.builder",
     "transformers.models.llama.modeling_llama",
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
@@ -46,6 +47,11 @@ ON_CPU = (
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.v1.attention.backends.cpu_attn",
+    # What reading a compiled form imports.
+    "torch._dynamo.aot_compile",
+    "torch._functorch._aot_autograd.aot_autograd_result",
+    "torch._inductor.codecache",
+    "torch._inductor.output_code",
 )
 
 
@@ -64,11 +70,11 @@ def run(channel: socket.socket) -> None:
     gc.freeze()
     channel.send(READY)
     while packet := channel.recv(MAX_PACKET_BYTES):
-        asked = msgspec.json.decode(packet, type=ReplicaSpec | OptionsCheck)  # type: ignore[arg-type]
+        asked = msgspec.json.decode(packet, type=ReplicaSpec | OptionsCheck | CompileJob)  # type: ignore[arg-type]
         channel.send(str(fork_one(asked, channel)).encode())
 
 
-def fork_one(asked: ReplicaSpec | OptionsCheck, channel: socket.socket) -> int:
+def fork_one(asked: ReplicaSpec | OptionsCheck | CompileJob, channel: socket.socket) -> int:
     """Fork twice; returns the grandchild's pid once its middle parent is gone."""
     node = os.getppid()
     reading, writing = os.pipe()
@@ -81,6 +87,8 @@ def fork_one(asked: ReplicaSpec | OptionsCheck, channel: socket.socket) -> int:
             channel.close()
             if isinstance(asked, OptionsCheck):
                 become_checker(asked, node)
+            if isinstance(asked, CompileJob):
+                become_builder(asked, node)
             become_engine(asked, node)
         os.write(writing, str(engine).encode())
         os._exit(0)
@@ -116,13 +124,7 @@ def become_engine(spec: ReplicaSpec, node: int) -> NoReturn:
     """The engine's life, from its fork to its exit; never returns."""
     code = 1
     try:
-        os.setsid()
-        log = os.open(spec.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        live_with(node)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _settle(spec.log_path, node)
         if spec.gpus:
             # Read when CUDA is initialised, which nobody has done in the template.
             os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
@@ -139,6 +141,34 @@ def become_engine(spec: ReplicaSpec, node: int) -> NoReturn:
         sys.stderr.flush()
         # No exit handlers of the template: they are not this process's.
         os._exit(code)
+
+
+def become_builder(job: CompileJob, node: int) -> NoReturn:
+    """Make one compiled form, and end."""
+    code = 1
+    try:
+        _settle(job.log_path, node)
+        from setproctitle import setproctitle
+
+        from inference.engine.builder import build
+
+        setproctitle(f"mmserve compiling {job.key}")
+        code = 0 if build(job) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _settle(log_path: str, node: int) -> None:
+    """A session and a log of its own, and the node as its parent."""
+    os.setsid()
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    live_with(node)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def main() -> None:

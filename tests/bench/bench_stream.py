@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 
 from tests.bench.bare_vllm import SHIPPED, TUNED, bare_vllm
@@ -55,9 +56,14 @@ def bench(setting: Setting) -> None:
     """One server after the other, the same load on each."""
     rounds = QUICK_ROUNDS if setting.quick else ROUNDS
     with whole_platform(setting.work) as platform:
-        platform.load()
+        loaded = platform.load()
+        # The steady state: until here it serves eagerly.
+        platform.wait_compiled()
+        took_over_s = time.perf_counter() - loaded
+        say(f"  compiled {took_over_s:.0f} s after its load, which was the first")
         ours = [measure(platform.target, streams, rounds) for streams in STREAMS]
         platform.unload()
+    emit(Figure(name="stream_compiled_after_first_load", value=took_over_s, unit="s"))
     for peer, tuned in ((SHIPPED, False), (TUNED, True)):
         say(f"  {peer}")
         with bare_vllm(platform.model_path, setting.work, tuned=tuned) as (bare, process):

@@ -15,6 +15,7 @@ class InstantEngine:
     """
 
     context_length = 1 << 20
+    form = ""
 
     def __init__(self, max_streams: int = 256, step_s: float = 0.0) -> None:
         self.max_streams = max_streams
@@ -54,6 +55,9 @@ class InstantEngine:
 
     def is_busy(self) -> bool:
         return bool(self._left)
+
+    def rest(self) -> None:
+        """It has nothing to see to."""
 
     def kv_usage(self) -> float:
         return 0.0

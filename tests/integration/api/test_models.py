@@ -159,6 +159,26 @@ def test_the_status_follows_the_replicas(reader: APIClient, deployment: Deployme
     }
 
 
+def test_a_ready_model_tells_the_form_of_its_slowest_engine(
+    reader: APIClient, deployment: Deployment, device: Device, redis_url: str
+) -> None:
+    rows = [replica(deployment, device, ReplicaState.READY) for _ in range(2)]
+
+    def beat(row: Replica, form: str) -> None:
+        told = ReplicaBeat(
+            replica=str(row.pk), deployment=deployment.name, worker="w", state="ready", form=form
+        )
+        connection().set(beat_key(str(row.pk)), msgspec.json.encode(told))
+
+    assert reader.get("/v1/models/acme/echo").json()["form"] is None
+    beat(rows[0], "compiled")
+    assert reader.get("/v1/models/acme/echo").json()["form"] == "compiled"
+    beat(rows[1], "compiling")
+    assert reader.get("/v1/models/acme/echo").json()["form"] == "compiling"
+    beat(rows[1], "")  # an engine that is left to vLLM
+    assert reader.get("/v1/models/acme/echo").json()["form"] == "compiled"
+
+
 def test_the_time_left_is_the_usual_time_of_a_load_less_what_has_passed(
     reader: APIClient, deployment: Deployment, device: Device
 ) -> None:

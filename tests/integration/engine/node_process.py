@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from inference.node.compiling import Compiling
 from inference.node.supervisor import ReplicaSupervisor
 from inference.protocol import OptionsCheck, ReplicaSpec
 
@@ -20,10 +23,13 @@ def tell(**news: Any) -> None:
 def main() -> None:
     supervisor = ReplicaSupervisor()
     was_ready = False
+    forms = Path(os.environ.get("FORMS", "/nowhere"))
+    compiling = Compiling(forms, forms, supervisor, room=lambda: 1 << 40)
     while True:
         if supervisor.template_ready != was_ready:
             was_ready = not was_ready
             tell(template_ready=was_ready)
+        compiling.tick(loading=False)
         for ended in supervisor.poll():
             tell(exit=ended.replica, reason=ended.reason, log_tail=ended.log_tail, code=ended.code)
         readable, _, _ = select.select([sys.stdin], [], [], 0.05)
