@@ -15,6 +15,7 @@ from unfold.widgets import UnfoldAdminSelectWidget
 from registry.admin_base import ActionAdmin, ReasonModelForm
 from registry.admin_parts import bar
 from routing import actions
+from routing.admin.usage import dollars
 from routing.core.cost import Scope, in_usd, to_nano
 from routing.ledgers import standing
 from routing.models import Budget, Team
@@ -108,8 +109,8 @@ class BudgetPage(ActionAdmin):
     @display(description="Spent in this period")
     def spending(self, obj: Budget) -> SafeString:
         now, limit = standing(obj), to_nano(obj.limit_usd)
-        held = f", ${in_usd(now.held_nano)} held" if now.held_nano else ""
-        text = f"${in_usd(now.spent_nano)} of ${in_usd(limit)}{held}"
+        held = f", {dollars(in_usd(now.held_nano))} held" if now.held_nano else ""
+        text = f"{dollars(in_usd(now.spent_nano))} of ${in_usd(limit)}{held}"
         return bar(now.spent_nano + now.held_nano, limit, text, danger_above=NEARLY_SPENT_PERCENT)
 
     def create_row(self, obj: Budget, *, actor: str, reason: str, form: Any) -> Budget:

@@ -119,9 +119,9 @@ def table(by: str) -> list[dict[str, Any]]:
     return [
         {
             "name": (row.get("key_name") or row[by]) or "–",
-            "requests": row["requests"],
-            "errors": row["errors"],
-            "tokens": row["prompt_tokens"] + row["completion_tokens"],
+            "requests": f"{row['requests']:,}",
+            "errors": f"{row['errors']:,}",
+            "tokens": f"{row['prompt_tokens'] + row['completion_tokens']:,}",
             "cost": dollars(row["cost_usd"]),
             "percent": round(100 * float(row["cost_usd"]) / most, 1),
         }

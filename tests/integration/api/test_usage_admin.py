@@ -68,7 +68,7 @@ def test_a_budget_is_made_for_a_team_changed_and_shown_with_what_is_spent(
     assert "There is a daily budget of team search already" in again
     put(record(cost_nano=2_500_000_000))
     rollup.roll_up_all(client)
-    assert "$2.5 of $10" in admin.get("/admin/routing/budget/").content.decode()
+    assert "$2.50 of $10" in admin.get("/admin/routing/budget/").content.decode()
     path = f"/admin/routing/budget/{budget.pk}/change/"
     assert admin.post(path, {"limit_usd": "20", "enabled": "on"}).status_code == 302
     budget.refresh_from_db()
