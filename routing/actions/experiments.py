@@ -20,6 +20,7 @@ from registry.saving import save_checked
 from routing.core.assignment import BUCKETS, Deal, deal, exposed, free_slice
 from routing.core.statistics.metrics import METRICS
 from routing.experiments.report import Report, report_of
+from routing.models import Route
 from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, Kind, State
 
 # What may follow what. ``draft`` may be edited freely; the last three are for ever.
@@ -398,7 +399,7 @@ def _alias_of(target: str) -> Alias | None:
     try:
         found = find(target)
     except ModelNotFound as error:
-        if _is_route(target):
+        if Route.objects.filter(name=target).exists():
             return None
         raise InvalidRequest(error.message, param="target") from error
     if isinstance(found, ModelVersion):
@@ -412,10 +413,6 @@ def _alias_of(target: str) -> Alias | None:
             raise InvalidRequest(f"{found.name} has no default alias yet", param="target")
         return alias
     return found
-
-
-def _is_route(target: str) -> bool:
-    return False
 
 
 def _take_slice(row: Experiment) -> None:

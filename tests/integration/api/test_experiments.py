@@ -16,6 +16,7 @@ from routing.core.records import UsageRecord
 from routing.experiments.report import report_of
 from routing.experiments.settle import settle
 from routing.experiments.table import experiment_entries
+from routing.models import Route
 from routing.models.experiments import Experiment, Exposure, State
 from tests.integration.api.conftest import make_ready
 
@@ -302,3 +303,17 @@ def traffic_record(request_id: str, e2e_s: float) -> UsageRecord:
         endpoint="completions", outcome="completed", status=200, at=1_790_000_000.0, stream=False,
         completion_tokens=20, e2e_s=e2e_s,
     )  # fmt: skip
+
+
+def test_a_route_may_be_the_target_and_shipping_names_the_alias(versions: Any) -> None:
+    Route.objects.create(name="assistant")
+    row = actions.create_experiment("routed", arms(versions), actor="tests", target="assistant", ramp=[])
+    actions.start_experiment(row, actor="tests")
+    running = Experiments(experiment_entries())
+    assert running.assign("assistant", Subject(request="r", user="ada")) is not None
+    assert running.assign("acme/echo", Subject(request="r", user="ada")) is None
+    with pytest.raises(InvalidRequest) as refused:
+        actions.ship_experiment(row, winner="new", actor="tests")
+    assert refused.value.param == "alias"
+    actions.ship_experiment(row, winner="new", alias="acme/echo", actor="tests")
+    assert versions[0].model.aliases.get(is_default=True).version == versions[1]
