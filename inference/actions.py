@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -13,7 +14,7 @@ from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
 from inference.engine_options import check_abilities, check_with_engine
 from inference.memory import device_rooms, need_of
-from inference.models import ALIVE, Deployment, Replica
+from inference.models import ALIVE, Deployment, Replica, Schedule
 from inference.notify import wake_controller
 from mmserve.errors import Conflict, InsufficientMemory, InvalidRequest
 from registry.models import ModelVersion, VersionState
@@ -37,6 +38,8 @@ EDITABLE = frozenset(
         "hold_bound",
         "deadline_s",
         "placement",
+        "preload",
+        "warmup_prompts",
         "on_demand",
         "pinned",
         "priority_class",
@@ -86,6 +89,48 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
         row.save(update_fields=list(changes))
         bump("deployment.configured", row.name, actor, reason, {"from": before, "to": changes})
     return row
+
+
+MAX_SCHEDULES = 20
+
+
+@transaction.atomic
+def set_schedules(
+    deployment: Deployment, wished: Sequence[Mapping[str, Any]], *, actor: str, reason: str = ""
+) -> None:
+    """Replace a deployment's schedules by these, each of days, start, end and timezone."""
+    if len(wished) > MAX_SCHEDULES:
+        raise InvalidRequest(f"schedules: at most {MAX_SCHEDULES}", param="schedules")
+    Deployment.objects.select_for_update().get(pk=deployment.pk)
+    rows = [Schedule(deployment=deployment, **values) for values in wished]
+    for row in rows:
+        try:
+            row.clean_fields(exclude=["deployment"])
+        except ValidationError as error:
+            field, messages = next(iter(error.message_dict.items()))
+            raise InvalidRequest(f"schedules: {field}: {messages[0]}", param="schedules") from error
+    before = [str(row) for row in deployment.schedules.all()]
+    after = [str(row) for row in rows]
+    if before == after:
+        return
+    deployment.schedules.all().delete()
+    Schedule.objects.bulk_create(rows)
+    bump("deployment.scheduled", deployment.name, actor, reason, {"from": before, "to": after})
+    wake_controller()
+
+
+@transaction.atomic
+def preload(*, actor: str) -> None:
+    """Wish for what is to be up whenever a node starts; what had been given up gets a fresh set of tries."""
+    rows = Deployment.objects.select_for_update().filter(preload=True, version__state=VersionState.READY)
+    for row in rows:
+        Replica.objects.filter(deployment=row, state="failed", superseded=False).update(superseded=True)
+        changed = not row.replicas or row.asleep or row.failure
+        if changed:
+            row.replicas, row.asleep, row.wanted_at, row.failure = max(1, row.replicas), False, None, ""
+            row.save(update_fields=["replicas", "asleep", "wanted_at", "failure"])
+            bump("deployment.preload", row.name, actor, data={"replicas": row.replicas})
+    wake_controller()
 
 
 def _set(row: Deployment, changes: dict[str, Any]) -> dict[str, Any]:

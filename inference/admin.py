@@ -11,19 +11,20 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin
+from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
 from inference import actions
 from inference.admin_memory import memory_table
 from inference.beats import read_beats
 from inference.memory import NODE_LOST_AFTER_S
-from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState, with_last_log
+from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState, Schedule, with_last_log
 from inference.protocol import ReplicaBeat
+from inference.rungs import ladders
 from inference.status import Status, statuses
 from inference.why import why_not_running
 from registry.admin import VersionPage
-from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline
+from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, actor_of
 from registry.admin_parts import bar, facts_table, in_bytes, in_utc, log_text
 from registry.models import ModelVersion
 
@@ -114,11 +115,21 @@ class ReplicaInline(ReadOnlyInline):
     """A deployment's replicas."""
 
     model = Replica
-    fields = ("id", "device", "state", "reason", "created_at", "load_seconds")
+    fields = ("id", "device", "state", "rung", "reason", "created_at", "load_seconds")
     ordering = ("-created_at",)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("device__node")
+
+
+class ScheduleInline(TabularInline):
+    """When it is kept hot; saved as a whole by the deployment's page."""
+
+    model = Schedule
+    fields = ("days", "start", "end", "timezone")
+    extra = 0
+    max_num = actions.MAX_SCHEDULES
+    tab = True
 
 
 @admin.register(Deployment)
@@ -130,7 +141,7 @@ class DeploymentPage(LoadUnload):
     search_fields = ("name", "version__model__name")
     autocomplete_fields = ("version",)
     actions_detail = ("load", "unload")
-    inlines = (ReplicaInline,)
+    inlines = (ScheduleInline, ReplicaInline)
     ENGINE = (
         ("dtype", "context_length"),
         ("max_streams", "kv_cache_bytes"),
@@ -140,13 +151,14 @@ class DeploymentPage(LoadUnload):
         ("speculation", "speculative_tokens"),
     )
     BOUNDS = (("queue_bound", "hold_bound"), "deadline_s")
-    SHOWN = ("name", "version", "status", "status_reason", "why", "replicas")
+    SHOWN = ("name", "version", "status", "status_reason", "why", "replicas", "on_ladder")
     PLACEMENT = ("placement",)
     SWAPPING = (
         ("on_demand", "pinned"),
         ("priority_class", "min_residency_s"),
         ("max_wait_s", "idle_ttl_s"),
     )
+    STARTING = ("preload", "warmup_prompts")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         shown = self._shown(obj) if obj else ("version",)
@@ -154,11 +166,17 @@ class DeploymentPage(LoadUnload):
             (None, {"fields": shown}),
             ("Engine (for replicas that start from now on)", {"fields": self.ENGINE}),
             ("When memory is short", {"fields": (*self.PLACEMENT, *self.SWAPPING)}),
+            ("When it starts", {"fields": self.STARTING}),
             ("Bounds", {"fields": (*self.BOUNDS, "reason")}),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         return self._shown(obj) if obj else ()
+
+    @display(description="On its ladder")
+    def on_ladder(self, obj: Deployment) -> str:
+        found = ladders([obj])[obj.pk]
+        return " → ".join(f"[{rung}]" if rung == found["rung"] else rung for rung in found["ladder"])
 
     def _shown(self, obj: Any) -> tuple[str, ...]:
         return (*self.SHOWN, "memory_of", *(("last_log",) if getattr(obj, "last_log", None) else ()))
@@ -190,6 +208,23 @@ class DeploymentPage(LoadUnload):
     def kv_cache(self, obj: Deployment) -> str:
         return in_bytes(obj.kv_cache_bytes)
 
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The schedules, through their action."""
+        super().save_related(request, form, formsets, change)
+        for formset in formsets:
+            if formset.model is Schedule and formset.has_changed():
+                rows = [
+                    {name: one.cleaned_data[name] for name in ScheduleInline.fields}
+                    for one in formset.forms
+                    if one.cleaned_data.get("start") is not None and not one.cleaned_data.get("DELETE")
+                ]
+                actions.set_schedules(
+                    form.instance,
+                    rows,
+                    actor=actor_of(request),
+                    reason=form.cleaned_data.get("reason", ""),
+                )
+
     def create_row(self, obj: Deployment, *, actor: str, reason: str, form: Any) -> Deployment:
         made = actions.ensure_deployment(obj.version, actor=actor)
         changes = {name: form.cleaned_data[name] for name in form.changed_data if name in actions.EDITABLE}
@@ -208,6 +243,7 @@ class ReplicaPage(ReadOnly, ModelAdmin):
     list_display = (
         "__str__",
         "state_label",
+        "rung",
         "device",
         "load_bar",
         "kv_bar",
@@ -277,6 +313,17 @@ class ReplicaPage(ReadOnly, ModelAdmin):
         return facts_table(
             [
                 ("Reserved", in_bytes(obj.reserved_bytes)),
+                (
+                    "Rung",
+                    obj.rung
+                    if obj.rung == obj.wanted_rung
+                    else f"{obj.rung}, on its way to {obj.wanted_rung}",
+                ),
+                ("Host memory that it rests in", in_bytes(obj.host_bytes)),
+                (
+                    "Woke in",
+                    ", ".join(f"{s:.2f} s from {rung}" for rung, s in obj.wake_seconds.items()) or "–",
+                ),
                 ("Asked for", in_utc(obj.created_at)),
                 ("Ready", in_utc(obj.ready_at)),
                 ("Loaded in", f"{obj.load_seconds:.1f} s" if obj.load_seconds is not None else "–"),

@@ -16,10 +16,11 @@ from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
 from inference.deletion import delete
 from inference.listing import listing
 from inference.model_objects import version_object, whole_object
-from inference.models import Deployment, with_last_log
+from inference.models import MAX_PROMPT_CHARS, MAX_PROMPTS, Deployment, Schedule, with_last_log
 from inference.plan import plan_of
 from inference.protocol import COMPILED, COMPILING, EAGER
 from inference.route_objects import route_object
+from inference.rungs import ladders
 from inference.status import STATUSES
 from registry.lookup import find, find_version
 from registry.models import Alias, Model
@@ -226,10 +227,33 @@ class Unload(APIView):
         return Response(object_of(model_id), status=status.HTTP_202_ACCEPTED)
 
 
+class TextField(serializers.CharField):
+    """A text, and no number in its place."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class ScheduleSerializer(StrictSerializer, serializers.ModelSerializer):
+    """When a deployment is kept hot."""
+
+    class Meta:
+        model = Schedule
+        fields = ("days", "start", "end", "timezone")
+
+
 class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
     """How a version is served; ``load`` and ``unload`` set the replicas."""
 
     served_id = serializers.CharField(source="version.served_id", read_only=True)
+    rung = serializers.SerializerMethodField()
+    ladder = serializers.SerializerMethodField()
+    warmup_prompts = serializers.ListField(
+        child=TextField(max_length=MAX_PROMPT_CHARS), max_length=MAX_PROMPTS, required=False
+    )
+    schedules = ScheduleSerializer(many=True, required=False, max_length=actions.MAX_SCHEDULES)  # type: ignore[call-arg]
     log_tail = serializers.CharField(source="last_log", read_only=True, allow_null=True)
     reason = reason_field()
 
@@ -243,18 +267,39 @@ class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
             "replicas",
             "failure",
             "log_tail",
+            "rung",
+            "ladder",
+            "schedules",
+            "hot_since",
             *sorted(actions.EDITABLE),
             "created_at",
             "reason",
         )
-        read_only_fields = ("name", "version", "replicas", "failure", "created_at")
+        read_only_fields = ("name", "version", "replicas", "failure", "hot_since", "created_at")
+
+    def get_rung(self, row: Deployment) -> str:
+        """Where on its ladder it is: ``serving`` to ``remote``."""
+        return self._ladder_of(row)["rung"]
+
+    def get_ladder(self, row: Deployment) -> list[str]:
+        """The rungs that it has, on the devices and the store that are here."""
+        return self._ladder_of(row)["ladder"]
+
+    def _ladder_of(self, row: Deployment) -> dict[str, Any]:
+        known = self.context.setdefault("ladders", {})
+        if row.pk not in known:
+            page = getattr(self.root, "instance", None)
+            known.update(ladders(page if isinstance(page, list) else [row]))
+        return known[row.pk]
 
 
 @extend_schema_view(partial_update=extend_schema(description="Change options; running replicas keep theirs."))
 class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
     """Deployments: engine options and bounds."""
 
-    queryset = with_last_log(Deployment.objects.select_related("version__model"))
+    queryset = with_last_log(
+        Deployment.objects.select_related("version__model").prefetch_related("schedules")
+    )
     serializer_class = DeploymentSerializer
     pagination_class = NewestFirst
     lookup_value_regex = "[0-9]{1,18}"
@@ -265,5 +310,11 @@ class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
         """Change through the action."""
         changes = dict(serializer.validated_data)
         reason = changes.pop("reason", "")
-        row = actions.configure(serializer.instance, changes, actor=actor_of(self.request), reason=reason)
+        why = {"actor": actor_of(self.request), "reason": reason}
+        schedules = changes.pop("schedules", None)
+        row = serializer.instance
+        if changes:
+            actions.configure(row, changes, **why)
+        if schedules is not None:
+            actions.set_schedules(row, schedules, **why)
         serializer.instance = self.get_queryset().get(pk=row.pk)

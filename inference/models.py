@@ -4,18 +4,51 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
 from inference.capacity.abilities import QUANTIZATIONS, SPECULATIONS
 from inference.capacity.eta import PastLoad, remembered, usual_s
+from inference.capacity.ladder import LADDER, SERVING
 from inference.capacity.placement import SPREAD, STRATEGIES
+from inference.capacity.schedule import parse_days, zone_of
 from registry.models import ModelVersion
 
 # From the most important to the least.
 PRIORITY_CLASSES = ("high", "normal", "low")
+
+
+MAX_PROMPTS, MAX_PROMPT_CHARS = 8, 2000
+
+
+def check_prompts(value: Any) -> None:
+    """A short list of short texts."""
+    if not isinstance(value, list) or len(value) > MAX_PROMPTS:
+        raise ValidationError(f"a list of at most {MAX_PROMPTS} texts")
+    if not all(isinstance(text, str) and 0 < len(text) <= MAX_PROMPT_CHARS for text in value):
+        raise ValidationError(f"each a text of 1 to {MAX_PROMPT_CHARS} characters")
+
+
+def check_days(value: str) -> None:
+    """Days that inference.capacity.schedule can read."""
+    try:
+        parse_days(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from error
+
+
+def check_zone(value: str) -> None:
+    """A time zone that this machine knows."""
+    try:
+        zone_of(value)
+    except (LookupError, ValueError, OSError) as error:
+        raise ValidationError(
+            f"{value[:50]!r} is no time zone; write one like Europe/Berlin, or UTC"
+        ) from error
 
 
 class Deployment(models.Model):
@@ -126,6 +159,17 @@ class Deployment(models.Model):
         blank=True,
         help_text="empty: stays up until others need the memory",
     )
+    preload = models.BooleanField(
+        default=False, help_text="loaded whenever a node starts, before all others; pin it to keep it up"
+    )
+    warmup_prompts = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_prompts],
+        help_text='answered after a load, before it is ready: a list of texts, ["Hello"]',
+    )
+    # Since when a schedule keeps it hot: as good as pinned.
+    hot_since = models.DateTimeField(null=True, blank=True, editable=False)
     # Swapped out: wished for, not up. A request, or ``wanted_at``, brings it back.
     asleep = models.BooleanField(default=False, editable=False)
     wanted_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -157,6 +201,28 @@ class Deployment(models.Model):
         return usual_s([replace(load, wait_s=0.0) for load in self.loads])
 
 
+class Schedule(models.Model):
+    """When a deployment is kept hot: loaded before, and pinned until the end."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="schedules")
+    days = models.CharField(
+        max_length=40, default="mon-fri", validators=[check_days], help_text="daily, or days like mon-fri,sun"
+    )
+    start = models.TimeField("from", help_text="by the zone's clocks")
+    end = models.TimeField("to", help_text="at or before the start: on the next day")
+    timezone = models.CharField(
+        "time zone", max_length=60, default="UTC", validators=[check_zone], help_text="like Europe/Berlin"
+    )
+
+    class Meta:
+        ordering = ("pk",)
+        verbose_name = "keep hot"
+        verbose_name_plural = "keep hot"
+
+    def __str__(self) -> str:
+        return f"{self.days} {self.start:%H:%M}–{self.end:%H:%M} {self.timezone}"
+
+
 class Node(models.Model):
     """One machine or pod that runs `manage.py node`."""
 
@@ -166,6 +232,9 @@ class Node(models.Model):
     revision = models.PositiveBigIntegerField(default=0)
     # Of the process that speaks for it: what an earlier one still writes is refused.
     epoch = models.UUIDField(default=uuid.uuid4, editable=False)
+    host_budget_bytes = models.BigIntegerField(
+        default=0, help_text="host memory that weights may sleep in (rung asleep)"
+    )
     leaving = models.BooleanField(default=False, help_text="it was asked to stop: nothing is placed there")
     # registry.cache: names of the files that lie here, where the store is elsewhere
     files = models.JSONField(default=list, editable=False)
@@ -231,6 +300,13 @@ class Replica(models.Model):
         default=False, help_text="a later load was asked for: no longer counts as a failed try"
     )
     reserved_bytes = models.BigIntegerField(help_text="on each of its devices")
+    # Its way down (inference.capacity.ladder): the rungs that its engine has, where it is, where it is to be.
+    rungs = models.JSONField(default=list, editable=False)
+    rung = models.CharField(max_length=20, default=SERVING, choices=[(name, name) for name in LADDER])
+    wanted_rung = models.CharField(max_length=20, default=SERVING, choices=[(name, name) for name in LADDER])
+    serving_bytes = models.BigIntegerField(default=0, help_text="reserved on each device while it serves")
+    host_bytes = models.BigIntegerField(default=0, help_text="host memory that it rests in")
+    wake_seconds = models.JSONField(default=dict, editable=False)  # by the rung that it came back from
     pid = models.PositiveIntegerField(null=True, blank=True)
     log_path = models.CharField(max_length=500, blank=True)
     log_tail = models.TextField(blank=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,14 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import transaction
 
-from inference.protocol import CONTROLLER_CHANNEL, FENCE_TTL_S, GATEWAYS, fence_key, node_channel
+from inference.protocol import (
+    CONTROLLER_CHANNEL,
+    FENCE_TTL_S,
+    GATEWAYS,
+    control_channel,
+    fence_key,
+    node_channel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +59,30 @@ def wake_node(name: str) -> None:
 
 def tell_gateways(message: dict[str, Any]) -> None:
     """Send one message to every gateway process."""
+    _tell(message, lambda layer: layer.group_send(GATEWAYS, message))
+
+
+def tell_replica(replica: str, message: dict[str, Any]) -> None:
+    """Send one message to a replica's control channel."""
+    _tell(message, lambda layer: layer.send(control_channel(replica), message))
+
+
+def _tell(message: dict[str, Any], send: Callable[[Any], Awaitable[None]]) -> None:
     # A thread, and so an event loop and a connection, of its own: asgiref would borrow the gateway's own loop when a
     # view of Django calls this, and closing the connection there would close the gateway's ears.
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
-            pool.submit(asyncio.run, _group_send(message)).result()
+            pool.submit(asyncio.run, _send(send)).result()
         except (redis.RedisError, OSError) as error:
-            log.warning("could not tell the gateways of %s: %s", message["type"], error)
+            log.warning("could not tell %s: %s", message["type"], error)
 
 
-async def _group_send(message: dict[str, Any]) -> None:
+async def _send(send: Callable[[Any], Awaitable[None]]) -> None:
     layer = get_channel_layer()
     assert layer is not None
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
-            await layer.group_send(GATEWAYS, message)
+            await send(layer)
     finally:
         await layer.flush()
 

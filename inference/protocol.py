@@ -23,6 +23,8 @@ To a replica's control channel (``control_channel(replica_id)``, by ``channel_la
     {"type": "engine.cancel", "jobs": [job_id, ...]}
     {"type": "engine.resend", "reply_to": channel, "jobs": [[job_id, from_seq], ...]}
     {"type": "engine.drain", "deadline_s": float}
+    {"type": "engine.sleep", "rung": str, "deadline_s": float}        finish what runs, then rest with the process up
+    {"type": "engine.wake"}
 
 A resend is answered by an ``engine.events`` message with what the engine still holds of each job from that seq on
 (an engine keeps the events of finished jobs for ``KEEP_FINISHED_S``) and a field
@@ -172,7 +174,7 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     replica: str
     deployment: str
     worker: str  # RQ worker name
-    state: str  # loading | ready | draining
+    state: str  # loading | ready | draining | asleep
     stage: str = ""
     at: float = 0.0
     running: int = 0
@@ -186,6 +188,14 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     max_streams: int = 0
     context_length: int = 0
     rss_bytes: int = 0
+    # Its ladder: rungs it can rest on, where it is, what it has freed a device and taken of the host there, and how
+    # long its last way back took.
+    rungs: list[str] = []
+    rung: str = "serving"
+    freed_bytes: int = 0
+    host_bytes: int = 0
+    woke_from: str = ""
+    woke_s: float = 0.0
     memory: dict[str, int] = {}  # bytes by part, on each of its devices; empty while it loads
     peak_running: int = 0  # streams, since it was loaded
     # Of a stage of its load: how far it is, and how many seconds that leaves; from its node while files are fetched.
@@ -216,6 +226,7 @@ class ReplicaSpec(msgspec.Struct, kw_only=True, tag="replica"):
     options: EngineOptions
     log_path: str
     drain_s: float = 30.0
+    warmup_prompts: list[str] = []
     gpus: list[int] = []  # the only ones that it may see, by the PCI bus's order
     forms: str = ""  # folder of compiled forms (inference.engine.forms); empty: the engine stays eager
 

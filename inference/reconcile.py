@@ -9,6 +9,7 @@ from datetime import timedelta
 from django.db import transaction
 from django.utils import timezone
 
+from inference.capacity.ladder import SERVING
 from inference.capacity.placement import place
 from inference.deletion import finish_deletions
 from inference.engine.release import release_dead_worker
@@ -18,6 +19,8 @@ from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection, fence, tell_gateways, wake_node
 from inference.outlook import Outlook
+from inference.rungs import is_resting, raise_one, request_stop
+from inference.schedules import keep_hot
 from inference.swapping import Swapper
 from registry.actions.versions import recover_imports
 from registry.revision import bump
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 5
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
+PRELOADS_FIRST_S = 120.0
 
 
 def backoff_s(tries: int) -> float:
@@ -40,18 +44,35 @@ def reconcile(
     """One pass over all deployments."""
     if leases is not None:
         bury_lost_nodes(leases, time.monotonic())
+    keep_hot(timezone.now())
     if swapper is not None:
         swapper.step()
     asked_s = swapper.asked_s() if swapper is not None else {}
-    for deployment in Deployment.objects.select_related("version__model"):
-        alive = list(
+    preloads_come = Replica.objects.filter(
+        deployment__preload=True,
+        state__in=(ReplicaState.PENDING, ReplicaState.LOADING),
+        stop_requested=False,
+        created_at__gt=timezone.now() - timedelta(seconds=PRELOADS_FIRST_S),
+    )
+    # What is preloaded comes first, and the others wait until it is up, though not for a long fetch.
+    for deployment in Deployment.objects.select_related("version__model").order_by("-preload", "name"):
+        rows = list(
             deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related(
                 "device__node"
             )
         )
-        for replica in alive[deployment.desired :]:
+        alive = [row for row in rows if not is_resting(row)]
+        resting = [row for row in rows if is_resting(row)]
+        surplus = alive[deployment.desired :]
+        if not deployment.replicas:
+            surplus += resting
+        for replica in surplus:
             request_stop(replica)
         for _ in range(deployment.desired - len(alive)):
+            if raise_one(deployment, resting):
+                continue
+            if not deployment.preload and preloads_come.exists():
+                break
             if not start_one(deployment, asked_s.get(deployment.name, 0.0)):
                 break
     if outlook is not None:
@@ -85,7 +106,8 @@ def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
         rooms = device_rooms()
         placement = place(need, rooms)
         if placement.device_id is None:
-            if deployment.on_demand and not deployment.replica_set.filter(state__in=ALIVE).exists():
+            up = deployment.replica_set.filter(state__in=ALIVE, wanted_rung=SERVING)
+            if deployment.on_demand and not up.exists():
                 # It waits as one that is asked for: the swapper makes room.
                 asleep = {"asleep": True, "wanted_at": timezone.now()}
                 Deployment.objects.filter(pk=deployment.pk, asleep=False).update(**asleep)
@@ -96,6 +118,7 @@ def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
             deployment=deployment,
             device_id=placement.device_id,
             reserved_bytes=need.on(chosen[0]),
+            serving_bytes=need.on(chosen[0]),
             waited_s=waited_s,
         )
         replica.more_devices.set(placement.device_ids[1:])
@@ -106,7 +129,9 @@ def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
 
 def _lacks_one(deployment: Deployment) -> bool:
     now = Deployment.objects.filter(pk=deployment.pk).first()
-    alive = Replica.objects.filter(deployment=deployment, state__in=ALIVE, stop_requested=False).count()
+    alive = Replica.objects.filter(
+        deployment=deployment, state__in=ALIVE, stop_requested=False, wanted_rung=SERVING
+    ).count()
     return now is not None and alive < now.desired
 
 
@@ -119,13 +144,6 @@ def give_up(deployment: Deployment, last: Replica | None) -> None:
     if Deployment.objects.filter(pk=deployment.pk, failure="").update(failure=failure):
         deployment.failure = failure
         bump("deployment.failed", deployment.name, "controller", failure)
-
-
-def request_stop(replica: Replica) -> None:
-    """Ask the node to drain and stop a replica."""
-    Replica.objects.filter(pk=replica.pk).update(stop_requested=True)
-    wake_node(replica.device.node.name)
-    log.info("asked for the stop of %s", replica)
 
 
 def bury_lost_nodes(leases: NodeLeases, now: float) -> None:

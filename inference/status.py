@@ -12,6 +12,8 @@ from django.utils import timezone
 
 from inference.beats import read_asked, read_beats
 from inference.capacity.eta import FETCH, LOAD, WAIT, remaining_s, usual_s
+from inference.capacity.ladder import ASLEEP as ASLEEP_RUNG
+from inference.capacity.ladder import DISCARDED, KV_RELEASED, SERVING
 from inference.models import ALIVE, Deployment, Replica, ReplicaState
 from inference.protocol import COMPILED, COMPILING, EAGER, ReplicaBeat
 from registry.models import ModelVersion, VersionState
@@ -29,6 +31,12 @@ STATUSES = (UNLOADED, FETCHING, LOADING, READY, ASLEEP, DRAINING, FAILED)
 # A model with several versions and no default alias has the status of the one that is furthest.
 FURTHEST = (READY, LOADING, DRAINING, ASLEEP, FETCHING, FAILED, UNLOADED)
 
+
+RUNG_WORDS = {
+    KV_RELEASED: "its KV cache is given back",
+    ASLEEP_RUNG: "its weights are in host memory",
+    DISCARDED: "its process is warm, its weights are read from files",
+}
 
 # The replicas that are on their way up.
 COMING = (ReplicaState.PENDING, ReplicaState.LOADING)
@@ -111,6 +119,24 @@ def _of_files(version: ModelVersion) -> Status | None:
     return None
 
 
+def _resting(deployment: Deployment, replica: Replica, asked_at: float | None) -> Status:
+    if replica.rung == SERVING:
+        return Status(status=DRAINING, stage=f"going to {replica.wanted_rung}")
+    waits = deployment.wanted_at is not None or asked_at is not None
+    return Status(
+        status=LOADING if waits else ASLEEP,
+        reason=None if waits else f"It rests ({RUNG_WORDS[replica.rung]}); a request wakes it.",
+        stage="waiting for memory" if waits else None,
+        eta_s=replica.wake_seconds.get(replica.rung),
+    )
+
+
+def _waking(replica: Replica) -> Status:
+    return Status(
+        status=LOADING, stage=f"waking ({replica.rung})", eta_s=replica.wake_seconds.get(replica.rung)
+    )
+
+
 def _of_deployment(
     deployment: Deployment | None,
     replicas: dict[int, list[Replica]],
@@ -121,12 +147,19 @@ def _of_deployment(
         return Status(status=UNLOADED)
     rows = replicas[deployment.pk]
     staying = [row for row in rows if row.state in ALIVE and not row.stop_requested]
-    ready = [row for row in staying if row.state == ReplicaState.READY]
+    resting = [row for row in staying if row.wanted_rung != SERVING]
+    staying = [row for row in staying if row.wanted_rung == SERVING]
+    waking = [row for row in staying if row.rung != SERVING]
+    ready = [row for row in staying if row.state == ReplicaState.READY and row.rung == SERVING]
     if ready:
         return Status(status=READY, form=_form(beats, ready))
+    if waking:
+        return _waking(waking[0])
     coming = next((row for row in staying if row.state != ReplicaState.DRAINING), None)
     if coming is not None:
         return _of_coming(deployment, coming, beats.get(str(coming.id)))
+    if resting and deployment.replicas:
+        return _resting(deployment, resting[0], asked_at.get(deployment.name))
     if any(row.state in ALIVE for row in rows):
         back_s = usual_s(deployment.loads) if deployment.replicas else None
         return Status(status=DRAINING, eta_s=_rounded(back_s))

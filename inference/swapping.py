@@ -12,6 +12,7 @@ import redis
 from django.utils import timezone
 
 from inference.beats import read_beats
+from inference.capacity.ladder import ASLEEP, SERVING
 from inference.capacity.placement import DeviceRoom, Need, place, refusal
 from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
@@ -19,6 +20,7 @@ from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import PRIORITIES, queue_name
+from inference.rungs import can_be_raised, devices_of, held_by, is_resting, lower, missing_bytes
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Swapper:
         self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
         replicas: dict[int, list[Replica]] = defaultdict(list)
         alive = Replica.objects.filter(state__in=ALIVE, deployment__in=deployments)
-        for replica in alive.prefetch_related("more_devices"):
+        for replica in alive.select_related("device__node").prefetch_related("more_devices"):
             replicas[replica.deployment_id].append(replica)
         self._observe(deployments, replicas, now)
         self._sleep_idle(deployments, replicas, now)
@@ -87,12 +89,14 @@ class Swapper:
             if (
                 row.idle_ttl_s is not None
                 and row.on_demand
-                and not (row.pinned or row.asleep or use.busy)
+                and not (row.pinned or row.hot_since or row.asleep or use.busy)
                 and _is_up(replicas[row.pk])
                 and now - use.used_at >= row.idle_ttl_s
                 and _age_s(replicas[row.pk]) >= row.idle_ttl_s
             ):
                 put_to_sleep(row, f"idle for {now - use.used_at:.0f} s")
+                for replica in replicas[row.pk]:
+                    lower(replica, row, held_by(replica, row).freed_by(ASLEEP))
 
     def _make_room(
         self,
@@ -102,7 +106,9 @@ class Swapper:
     ) -> None:
         """For each that is asked for, the most important and longest waiting first."""
         asking = [
-            row for row in deployments if self._uses[row.pk].asked_at is not None and not replicas[row.pk]
+            row
+            for row in deployments
+            if self._uses[row.pk].asked_at is not None and all(map(is_resting, replicas[row.pk]))
         ]
         asking.sort(key=lambda row: (PRIORITY_CLASSES.index(row.priority_class), self._uses[row.pk].asked_at))
         rooms = {room.id: room for room in device_rooms()}
@@ -111,9 +117,18 @@ class Swapper:
         for rows in replicas.values():
             for replica in rows:
                 if replica.stop_requested or replica.state == ReplicaState.DRAINING:
-                    for device in self._devices_of(replica):
+                    for device in devices_of(replica):
                         leaving[device] += replica.reserved_bytes
+        for row in deployments:
+            for replica in replicas[row.pk]:
+                if is_resting(replica) and replica.rung == SERVING:
+                    for device in devices_of(replica):
+                        leaving[device] += held_by(replica, row).freed_by(replica.wanted_rung)
         for row in asking:
+            resting = [replica for replica in replicas[row.pk] if not replica.stop_requested]
+            if any(can_be_raised(replica, row, list(rooms.values())) for replica in resting):
+                wake(row)
+                continue
             need = need_of(row, rooms.values())
             if place(need, list(rooms.values())).device_id is not None:
                 wake(row)
@@ -143,6 +158,9 @@ class Swapper:
         )
         by_name = {one.name: one for one in deployments}
         found = []
+        # One that rests needs no more than what it gave back, where it is.
+        to_wake = {device: missing_bytes(one, row) for one in replicas[row.pk] for device in devices_of(one)}
+        short: dict[int, int] = {}
         for room in rooms.values():
             if refusal(need, replace(room, reserved_bytes=0)) is not None:
                 continue
@@ -150,24 +168,28 @@ class Swapper:
                 self._resident(by_pk, replica, now)
                 for by_pk in deployments
                 for replica in replicas[by_pk.pk]
-                if room.id in self._devices_of(replica) and not replica.stop_requested and not by_pk.asleep
+                if room.id in devices_of(replica)
+                and not replica.stop_requested
+                and (not by_pk.asleep or replica.rung != SERVING)
+                and by_pk.pk != row.pk
             ]
             free = room.free_bytes + leaving[room.id]
-            eviction = choose_victims(replace(wanted, bytes=need.on(room)), residents, free)
-            if eviction.victims or free >= need.on(room):
+            missing = to_wake.get(room.id, need.on(room))
+            short[room.id] = missing - free
+            eviction = choose_victims(replace(wanted, bytes=missing), residents, free)
+            if eviction.victims or free >= missing:
                 found.append((eviction.cost, room.id, room, eviction.victims))
             else:
                 log.debug("no room for %s on %s: %s", row.name, room.name, "; ".join(eviction.reasons))
-        for name in _cheapest_group(need, found):
+        for name in sorted(_cheapest_group(need, found)):
             victim = by_name[name]
             put_to_sleep(victim, f"{row.name} is asked for")
             for replica in replicas[victim.pk]:
-                for device in self._devices_of(replica):
-                    leaving[device] += replica.reserved_bytes
-
-    @staticmethod
-    def _devices_of(replica: Replica) -> set[int]:
-        return {replica.device_id, *(device.pk for device in replica.more_devices.all())}
+                devices = devices_of(replica)
+                freed = lower(replica, victim, max(short.get(device, 0) for device in devices))
+                for device in devices:
+                    leaving[device] += freed
+                    short[device] = short.get(device, 0) - freed
 
     def _resident(self, row: Deployment, replica: Replica, now: float) -> Resident:
         use = self._uses[row.pk]
@@ -175,12 +197,12 @@ class Swapper:
             id=row.name,
             bytes=replica.reserved_bytes,
             rank=PRIORITY_CLASSES.index(row.priority_class),
-            pinned=row.pinned,
+            pinned=row.pinned or row.hot_since is not None,
             on_demand=row.on_demand,
             resident_s=_age_s([replica]),
             min_residency_s=row.min_residency_s,
             # What is still loading was asked for by somebody.
-            busy=use.busy or replica.state != ReplicaState.READY,
+            busy=replica.rung == SERVING and (use.busy or replica.state != ReplicaState.READY),
             uses_per_s=use.rate.at(now),
             reload_s=row.usual_load_s or UNKNOWN_RELOAD_S,
         )
@@ -216,7 +238,9 @@ def wake(row: Deployment) -> None:
 
 
 def _is_up(rows: list[Replica]) -> bool:
-    return any(row.state == ReplicaState.READY and not row.stop_requested for row in rows)
+    return any(
+        row.state == ReplicaState.READY and not row.stop_requested and not is_resting(row) for row in rows
+    )
 
 
 def _age_s(rows: list[Replica]) -> float:

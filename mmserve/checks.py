@@ -69,6 +69,7 @@ def patience() -> Iterator[CheckMessage]:
     for name, value, least in (
         ("MMSERVE_NODE_LEASE_S", settings.NODE_LEASE_S, 3.0),
         ("MMSERVE_DRAIN_S", settings.DRAIN_S, 0.0),
+        ("MMSERVE_LOAD_TIMEOUT_S", settings.LOAD_TIMEOUT_S, 1.0),
         ("MMSERVE_ENGINE_STUCK_S", settings.ENGINE_STUCK_S, 1.0),
         ("MMSERVE_ENGINE_SILENT_S", settings.ENGINE_SILENT_S, 5.0),
     ):

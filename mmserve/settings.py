@@ -81,6 +81,8 @@ DRAIN_S = env.float("MMSERVE_DRAIN_S", default=30.0)
 ENGINE_STUCK_S = env.float("MMSERVE_ENGINE_STUCK_S", default=120.0)
 # ... and so does one whose heartbeat, from a thread of its own, is missing (s): it is killed and started anew.
 ENGINE_SILENT_S = env.float("MMSERVE_ENGINE_SILENT_S", default=10.0)
+# A load that has not ended after so long is ended (s): it waits for what does not come.
+LOAD_TIMEOUT_S = env.float("MMSERVE_LOAD_TIMEOUT_S", default=1800.0)
 # The class that serves, as module:class behind inference.engine.base.Engine; read by the node's engine processes.
 ENGINE = env("MMSERVE_ENGINE", default="inference.engine.adapter:VllmEngine")
 

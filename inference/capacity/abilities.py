@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from inference.capacity.ladder import LADDER, REMOTE, SERVING, STOPPED
+
 # By the least CUDA compute capability that has kernels for it.
 GPU_QUANTIZATION = {
     "int8_per_channel_weight_only": (8, 0),
@@ -22,9 +24,8 @@ CPU_QUANTIZATION = ("int8_per_channel_weight_only", "fp8_per_channel")
 AMX_QUANTIZATION = ("fp8_per_block",)
 QUANTIZATIONS = tuple(GPU_QUANTIZATION)
 SPECULATIONS = ("ngram",)
-# A replica's way down: each rung gives back more memory and takes longer to come back from.
-LADDER = ("serving", "kv_released", "asleep", "discarded", "stopped", "remote")
-CPU_LADDER = ("serving", "stopped", "remote")
+# vLLM's sleep mode is for GPUs only.
+CPU_LADDER = (SERVING, STOPPED, REMOTE)
 LIMITED = ("quantization", "speculation", "tensor_parallel")
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from inference.capacity.ladder import ASLEEP, DISCARDED, KV_RELEASED, RESTING, SERVING
 from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, TellStage, Usage
 from inference.engine.compiling import can_be_compiled
@@ -30,6 +32,8 @@ from inference.protocol import DELTA, EngineOptions, GenerateRequest
 logger = logging.getLogger(__name__)
 
 LIGHT_CHARACTERS = 4_000
+CANARY = "The capital of France is"
+SLEEP_LEVELS = {ASLEEP: 1, DISCARDED: 2}
 PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
 
 
@@ -62,6 +66,9 @@ class VllmEngine:
         self._tokenizer.encode("")  # switches off truncation that a tokenizer.json may bring; see lean.py
         self.context_length: int = config.model_config.max_model_len
         self.max_streams = options.max_streams
+        # vLLM's sleep mode, which a CPU does not have.
+        self.rungs = RESTING if config.model_config.enable_sleep_mode else ()
+        self._rung = SERVING
         self._in_process = options.in_process
         vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
         self._preparation = Preparation(
@@ -169,6 +176,45 @@ class VllmEngine:
             # A model that is built otherwise than expected serves all the same; its estimate stays a calculation.
             logger.exception("what was loaded cannot be measured")
             return None
+
+    def sleep(self, rung: str) -> int:
+        before = self._free_bytes()
+        if rung == KV_RELEASED:
+            self._engine.sleep(level=0)  # no more than a pause
+            self._engine.release_kv_cache_memory()
+        else:
+            self._engine.sleep(level=SLEEP_LEVELS[rung])
+        self._rung = rung
+        return max(0, self._free_bytes() - before)
+
+    def wake(self) -> None:
+        if self._rung == DISCARDED:
+            # Without the reload it talks gibberish (vllm-project/vllm issue 29341).
+            self._engine.wake_up(["weights"])
+            self._engine.collective_rpc("reload_weights")
+            self._engine.wake_up(["kv_cache"])
+        elif self._rung == KV_RELEASED:
+            self._engine.wake_up(["kv_cache"])
+        else:
+            self._engine.wake_up()
+        self._rung = SERVING
+
+    def fingerprint(self) -> str:
+        return " ".join(self._engine.collective_rpc("weight_sample"))
+
+    def canary(self) -> list[int]:
+        prompt = self._tokenizer.encode(CANARY) or [0]
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
+        self._engine.add_request("canary", tokens_input(prompt), params)
+        said: list[int] = []
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                said = list(output.outputs[0].token_ids)
+        return said
+
+    def _free_bytes(self) -> int:
+        """Of the worker that has least."""
+        return min(self._engine.collective_rpc("free_bytes"))
 
     def close(self) -> None:
         # In process, vLLM would take a second to free what the end of the process frees at once.

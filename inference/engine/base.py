@@ -49,6 +49,8 @@ class Engine(Protocol):
 
     context_length: int
     max_streams: int
+    # Rungs of inference.capacity.ladder on which it can rest with its process up; none on a CPU.
+    rungs: tuple[str, ...]
 
     @property
     def form(self) -> str:
@@ -80,6 +82,18 @@ class Engine(Protocol):
 
     def memory(self) -> dict[str, int]:
         """Bytes by part on each of its devices, as far as it can tell; cheap, called by another thread at each beat."""
+
+    def sleep(self, rung: str) -> int:
+        """Go down to one of its rungs; bytes freed on each device. Nothing may be in the batch."""
+
+    def wake(self) -> None:
+        """Have weights and KV cache on the device again."""
+
+    def fingerprint(self) -> str:
+        """A digest of a sample of its weights: the same before a sleep and after it."""
+
+    def canary(self) -> list[int]:
+        """The one token that it makes, greedily, of a fixed prompt. Nothing may be in the batch."""
 
     def close(self) -> None:
         """Free what it holds."""

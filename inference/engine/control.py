@@ -1,4 +1,4 @@
-"""Takes cancel, resend and drain from the replica's control channel."""
+"""Takes cancel, resend, drain, sleep and wake from the replica's control channel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from inference.engine.links import REDIS_TROUBLE, Patience
+from inference.engine.messages import Drain, Sleep, Wake
 from inference.engine.retained import Retained
 from inference.protocol import control_channel
 
@@ -31,6 +32,15 @@ class _Drain(msgspec.Struct, tag_field="type", tag="engine.drain"):
     deadline_s: float
 
 
+class _Sleep(msgspec.Struct, tag_field="type", tag="engine.sleep"):
+    rung: str
+    deadline_s: float
+
+
+class _Wake(msgspec.Struct, tag_field="type", tag="engine.wake"):
+    pass
+
+
 class Control:
     """Owned by the I/O thread."""
 
@@ -41,13 +51,13 @@ class Control:
         replica: str,
         retained: Retained,
         cancel: Callable[[str], None],
-        drain: Callable[[float], None],
+        obey: Callable[[Drain | Sleep | Wake], None],
     ) -> None:
         self._layer = layer
         self._replica = replica
         self._retained = retained
         self._cancel = cancel
-        self._drain = drain
+        self._obey = obey
 
     async def run(self) -> None:
         patience = Patience("listening for control messages")
@@ -62,7 +72,7 @@ class Control:
 
     async def _handle(self, message: dict[str, Any]) -> None:
         try:
-            command = msgspec.convert(message, _Cancel | _Resend | _Drain)
+            command = msgspec.convert(message, _Cancel | _Resend | _Drain | _Sleep | _Wake)
         except msgspec.ValidationError as error:
             logger.warning("ignored a control message: %s", error)
             return
@@ -73,7 +83,11 @@ class Control:
             case _Resend():
                 await self._answer_resend(command, self._layer.send)
             case _Drain(deadline_s=deadline_s):
-                self._drain(deadline_s)
+                self._obey(Drain(deadline_s))
+            case _Sleep(rung=rung, deadline_s=deadline_s):
+                self._obey(Sleep(rung, deadline_s))
+            case _Wake():
+                self._obey(Wake())
 
     async def _answer_resend(
         self, asked: _Resend, send: Callable[[str, dict[str, Any]], Awaitable[None]]

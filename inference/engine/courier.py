@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from inference.capacity.ladder import SERVING
 from inference.engine.base import Engine
 from inference.engine.bookkeeper import Bookkeeper
 from inference.engine.control import Control
@@ -24,9 +25,10 @@ from inference.engine.inhand import InHand
 from inference.engine.intake import Intake
 from inference.engine.links import open_client, open_layer
 from inference.engine.load import Load
-from inference.engine.messages import Abort, Command, Drain, Ended, Event, IoLost, Outcome, Report
+from inference.engine.messages import Abort, Command, Ended, Event, IoLost, Outcome, Report
 from inference.engine.puller import Puller
 from inference.engine.pulse import Pulse
+from inference.engine.rest import Rung
 from inference.engine.retained import Retained
 from inference.engine.sender import Sender
 from inference.protocol import ReplicaBeat
@@ -61,6 +63,7 @@ class Courier:
         self.stage = "starting"
         self.stage_bytes: tuple[int | None, int | None] = (None, None)
         self._state = "loading"
+        self._rung = Rung()
         self._engine: Engine | None = None
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -82,6 +85,18 @@ class Courier:
     def drain(self) -> None:
         """Pull no more."""
         self._loop.call_soon_threadsafe(self._stop_pulling)
+
+    def rest(self, rung: Rung) -> None:
+        """The engine lies on this rung, or is about to: no job for it until it serves."""
+        self._loop.call_soon_threadsafe(self._rest, rung)
+
+    def waking(self) -> None:
+        """It gets up; nobody knows yet whether it can serve."""
+        self._state, self.stage = "loading", "waking"
+
+    def serve_again(self, rung: Rung) -> None:
+        """It has got up, or never lay down."""
+        self._loop.call_soon_threadsafe(self._serve_again, rung)
 
     def close(self) -> None:
         """Give back what never reached the engine, send and book what waits, and end the thread."""
@@ -128,7 +143,7 @@ class Courier:
             replica=self._replica,
             retained=self._retained,
             cancel=lambda job_id: self._cancel(job_id, "cancelled by the client"),
-            drain=lambda deadline_s: self._inbox.put(Drain(deadline_s)),
+            obey=self._inbox.put,
         )
         watch = GatewayWatch(self._connection, self._inhand, self._cancel)
         try:
@@ -173,7 +188,7 @@ class Courier:
             resend=self._sender.put,
             end=self._end,
         )
-        puller = Puller(
+        self._puller = Puller(
             self._connection,
             replica=self._replica,
             worker=self._worker,
@@ -182,10 +197,20 @@ class Courier:
             bookkeeper=self._bookkeeper,
             take=self._intake.take,
         )
-        self._pulling = self._tasks.create_task(puller.run())
+        self._pulling = self._tasks.create_task(self._puller.run())
 
-    def _stop_pulling(self) -> None:
-        self._state = "draining"
+    def _rest(self, rung: Rung) -> None:
+        self._stop_pulling("asleep" if rung.name != SERVING else "draining")
+        self._rung = rung
+
+    def _serve_again(self, rung: Rung) -> None:
+        self._rung = rung
+        self._state, self.stage = "ready", ""
+        if self._pulling is None:
+            self._pulling = self._tasks.create_task(self._puller.run())
+
+    def _stop_pulling(self, state: str = "draining") -> None:
+        self._state = state
         if self._pulling is not None:
             self._pulling.cancel()
             self._pulling = None
@@ -238,6 +263,12 @@ class Courier:
             max_streams=self._max_streams,
             context_length=self._engine.context_length if self._engine else 0,
             memory=self._engine.memory() if self._engine else {},
+            rungs=list(self._engine.rungs) if self._engine else [],
+            rung=self._rung.name,
+            freed_bytes=self._rung.freed_bytes,
+            host_bytes=self._rung.host_bytes,
+            woke_from=self._rung.woke_from,
+            woke_s=self._rung.woke_s,
             peak_running=load.peak_running,
             done_bytes=self.stage_bytes[0],
             total_bytes=self.stage_bytes[1],

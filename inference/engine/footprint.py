@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from inference.engine.sample import sample_digest
+
 # vLLM's ``worker_extension_cls``.
 EXTENSION = "inference.engine.footprint.Measured"
 MEASURE = "memory_footprint"
@@ -33,6 +35,16 @@ class Measured:
         if self.device.type == "cpu":
             return {**found, "spans": cache, "resident": resident_bytes(cache)}
         return {**found, **_on_gpu(self.device)}
+
+    def weight_sample(self) -> str:
+        """A digest of some of this worker's weights."""
+        return sample_digest(self.model_runner.model)
+
+    def free_bytes(self) -> int:
+        """What this worker's GPU has free now."""
+        import torch
+
+        return int(torch.accelerator.get_memory_info()[0])
 
 
 class Footprint:

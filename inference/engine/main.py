@@ -37,6 +37,7 @@ def serve(spec: ReplicaSpec) -> int:
             open_engine=open_engine,
             max_streams=spec.options.max_streams,
             drain_s=spec.drain_s,
+            warmup_prompts=spec.warmup_prompts,
         )
         worker.work()
     except Exception:

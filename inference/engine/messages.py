@@ -47,13 +47,26 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """To the engine: take nothing new, finish what runs within this time, then rest on this rung."""
+
+    rung: str
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """To the engine: serve again."""
+
+
+@dataclass(frozen=True, slots=True)
 class IoLost:
     """To the engine: the I/O thread died of a fault of its own; without it this worker is useless."""
 
     error: BaseException
 
 
-Command = Start | Abort | Drain | IoLost
+Command = Start | Abort | Drain | Sleep | Wake | IoLost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

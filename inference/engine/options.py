@@ -58,6 +58,9 @@ def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -
         arguments["max_num_batched_tokens"] = options.max_batched_tokens
     if options.in_process and options.tensor_parallel == 1:
         arguments["distributed_executor_backend"] = "uni"
+    if not on_cpu:
+        # The ladder's middle rungs; on a CPU vLLM refuses it.
+        arguments["enable_sleep_mode"] = True
     if on_cpu:
         # See environment.py: compiling is slow, and what it makes is not faster here.
         arguments["enforce_eager"] = True

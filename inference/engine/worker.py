@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -22,14 +22,28 @@ import rq
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
+from inference.capacity.ladder import SERVING
 from inference.engine import rqkeys
 from inference.engine.base import Engine, EventTail, Output, TellStage, Usage
 from inference.engine.courier import Courier
 from inference.engine.failures import as_error, describe, error_payload
 from inference.engine.intake import NOTHING_USED, usage_payload
-from inference.engine.messages import Abort, Command, Drain, Ended, IoLost, Outcome, Report, Start
+from inference.engine.messages import (
+    Abort,
+    Command,
+    Drain,
+    Ended,
+    IoLost,
+    Outcome,
+    Report,
+    Sleep,
+    Start,
+    Wake,
+)
 from inference.engine.pulse import WORKER_TTL_S
 from inference.engine.release import release_abandoned
+from inference.engine.rest import Rest
+from inference.engine.warmup import warm_up
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest
 from mmserve.errors import DeadlineExceeded, MmserveError
 
@@ -72,6 +86,7 @@ class EngineWorker(rq.Worker):
         open_engine: OpenEngine,
         max_streams: int,
         drain_s: float = DRAIN_S,
+        warmup_prompts: Sequence[str] = (),
     ) -> None:
         super().__init__(
             rqkeys.deployment_queues(deployment),
@@ -82,6 +97,7 @@ class EngineWorker(rq.Worker):
             log_job_description=False,
         )
         self.drain_s = drain_s
+        self._warmup_prompts = warmup_prompts
         self._replica = replica
         self._open_engine = open_engine
         self._inbox: SimpleQueue[Command] = SimpleQueue()
@@ -101,13 +117,20 @@ class EngineWorker(rq.Worker):
         self._share_s = 0.0
         self._streams = 0
         self._drain_until: float | None = None
+        # The rung that it is to rest on as soon as nothing runs, and until when that may take.
+        self._going_down: tuple[str, float] | None = None
         self._engine: Engine
+        self._rest: Rest
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Load, serve, drain. Returns when drained; raises if the engine or the I/O thread is dead."""
         self._install_signal_handlers()
         self._courier.start()
         self._engine = self._open_engine(self._tell_stage)
+        self._rest = Rest(self._engine)
+        if self._warmup_prompts:
+            self._tell_stage("warming up")
+            warm_up(self._engine, self._warmup_prompts)
         release_abandoned(self.connection, self.queue_names())
         self.register_birth()  # type: ignore[no-untyped-call]
         self.set_state(WorkerStatus.IDLE)
@@ -155,6 +178,9 @@ class EngineWorker(rq.Worker):
             for output in outputs:
                 self._note(output, report)
             report.stepped = True
+        if self._going_down is not None and not self._running:
+            rung, self._going_down = self._going_down[0], None
+            self._courier.rest(self._rest.lie_down(rung))
         if report:
             report.running_streams = self._streams
             report.kv_usage = self._engine.kv_usage()
@@ -191,8 +217,35 @@ class EngineWorker(rq.Worker):
                     self._done(job_id, job, usage, report, Outcome.CANCELED, reason)
             case Drain(deadline_s):
                 self._begin_drain(deadline_s)
+            case Sleep(rung, deadline_s):
+                self._lie_down(rung, deadline_s)
+            case Wake():
+                self._get_up()
             case IoLost(error):
                 raise error
+
+    def _lie_down(self, rung: str, deadline_s: float) -> None:
+        """Asked again and again until the beats say that it rests."""
+        busy = self._drain_until is not None or self._going_down is not None
+        if busy or self._is_resting or rung not in self._engine.rungs:
+            return
+        self._going_down = (rung, time.time() + max(0.0, deadline_s))
+        self._courier.rest(self._rest.rung)
+
+    def _get_up(self) -> None:
+        if self._going_down is not None:
+            self._going_down = None
+        elif self._is_resting:
+            self._courier.waking()
+            self._rest.get_up()
+        else:
+            return
+        if self._drain_until is None:
+            self._courier.serve_again(self._rest.rung)
+
+    @property
+    def _is_resting(self) -> bool:
+        return self._rest.rung.name != SERVING
 
     def _start(self, start: Start, report: Report) -> None:
         now = time.time()
@@ -203,7 +256,7 @@ class EngineWorker(rq.Worker):
             streams=start.prepared.streams,
             share_at_start_s=self._share_s,
         )
-        if self._drain_until is not None:
+        if self._drain_until is not None or self._is_resting:
             report.ended.append(Ended(job_id=start.job_id, outcome=Outcome.GIVEN_BACK))
             return
         try:
@@ -230,6 +283,8 @@ class EngineWorker(rq.Worker):
                     report,
                 )
         if self._drain_until is not None and self._drain_until <= now:
+            self._hand_off(report)
+        if self._going_down is not None and self._going_down[1] <= now:
             self._hand_off(report)
 
     def _begin_drain(self, deadline_s: float) -> None:

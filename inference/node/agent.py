@@ -16,7 +16,9 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from inference.actions import preload
 from inference.calibration import observe_growth, observe_load, options_key
+from inference.capacity.ladder import SERVING
 from inference.engine.choice import is_vllm
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
@@ -25,11 +27,11 @@ from inference.memory import device_rooms
 from inference.models import ALIVE, Device, Node, Replica, ReplicaState
 from inference.node.checks import answer_checks
 from inference.node.compiling import Compiling
-from inference.node.devices import abilities_of, local_devices
+from inference.node.devices import abilities_of, host_budget, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
 from inference.node.usage import OwnEngine, usage
-from inference.notify import connection, fence, tell_gateways, wake_controller
+from inference.notify import connection, fence, tell_gateways, tell_replica, wake_controller
 from inference.outlook import remember_load
 from inference.protocol import HEARTBEAT_S, STALE_AFTER_S, ReplicaBeat, ReplicaSpec, beat_key
 from registry import cache, store
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # An engine that was told to drain ends by itself; so much later it is killed.
 KILL_AFTER_DRAIN_S = 5.0
+# To lie down or get up, once nothing runs.
+MOVE_TIMEOUT_S = 120.0
 REPORT_EVERY_S = 2.0
 # A smaller change of what is used is not worth a row's.
 NOTABLE_BYTES = 16 * 2**20
@@ -62,10 +66,17 @@ class NodeAgent:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.epoch = uuid.uuid4()
         self.reported_at = timezone.now()
-        fresh = {"last_seen": self.reported_at, "epoch": self.epoch, "leaving": False}
+        fresh = {
+            "last_seen": self.reported_at,
+            "epoch": self.epoch,
+            "leaving": False,
+            "host_budget_bytes": host_budget(settings.MEMORY_BYTES),
+        }
         self.node = Node.objects.update_or_create(name=name, defaults=fresh)[0]
         self.leaving = False
         self.stopping: set[str] = set()
+        self.loading_since: dict[str, float] = {}
+        self.moving: dict[str, float] = {}  # since when each is on its way to another rung
         # Reaped and not yet written down: the database may be away.
         self.ended: deque[ReplicaExit] = deque()
         self.files = ReplicaFiles()
@@ -79,6 +90,7 @@ class NodeAgent:
             self.compiling = Compiling(Path(settings.COMPILED_DIR), self.log_dir, supervisor, self._room)
         self._record_devices()
         self._bury_predecessors()
+        preload(actor=f"node {name}")
 
     def _record_devices(self) -> None:
         for device in self.devices:
@@ -141,8 +153,11 @@ class NodeAgent:
                     busy.update(device_names(replica))
             elif replica.state == ReplicaState.LOADING:
                 loading = not self._promote_if_ready(replica) or loading
-            elif replica.state == ReplicaState.READY and reported:
-                self._watch_memory(replica)
+            elif replica.state == ReplicaState.READY:
+                if reported and replica.rung == SERVING:
+                    self._watch_memory(replica)
+                if reported or replica.wanted_rung != replica.rung:
+                    loading = self._move(replica) or loading
         if self.compiling is not None and not self.leaving:
             self.compiling.tick(loading=loading)
         return loading or bool(self.stopping)
@@ -222,11 +237,13 @@ class NodeAgent:
             options=engine_options(replica.deployment),
             log_path=str(path),
             drain_s=settings.DRAIN_S,
+            warmup_prompts=replica.deployment.warmup_prompts,
             gpus=self._gpus_of(replica),
             forms=settings.COMPILED_DIR,
         )
         try:
-            pid = self.supervisor.start(spec)
+            # It runs already if the database was away when that was to be written down.
+            pid = self.supervisor.pid_of(key) or self.supervisor.start(spec)
         except OSError as error:
             self._end(replica, ReplicaState.FAILED, f"could not be started: {error}")
             return False
@@ -268,10 +285,18 @@ class NodeAgent:
     def _promote_if_ready(self, replica: Replica) -> bool:
         beat = last_beat(str(replica.pk))
         if beat is None or beat.state != "ready":
+            since = self.loading_since.setdefault(str(replica.pk), time.monotonic())
+            if time.monotonic() - since > settings.LOAD_TIMEOUT_S:
+                self.supervisor.kill(
+                    str(replica.pk), f"it was not loaded within {settings.LOAD_TIMEOUT_S:g} s"
+                )
             return False
         now = timezone.now()
         promoted = self._row(replica, ReplicaState.LOADING).update(
-            state=ReplicaState.READY, ready_at=now, load_seconds=(now - replica.created_at).total_seconds()
+            state=ReplicaState.READY,
+            ready_at=now,
+            load_seconds=(now - replica.created_at).total_seconds(),
+            rungs=beat.rungs,
         )
         started_with = self.started_with.pop(str(replica.pk), None)
         if promoted:
@@ -287,6 +312,42 @@ class NodeAgent:
         observation = getattr(replica, "observation", None)
         if beat is not None and beat.memory and observation is not None:
             observe_growth(observation, beat)
+
+    def _move(self, replica: Replica) -> bool:
+        """Have it go to the rung that is wished, and write down where it is. True while it is on its way."""
+        key = str(replica.pk)
+        beat = last_beat(key)
+        if beat is None or (beat.rung == replica.wanted_rung and beat.state != "loading"):
+            self.moving.pop(key, None)
+            if beat is not None and beat.rung != replica.rung:
+                self._note_rung(replica, beat)
+            return False
+        started = self.moving.setdefault(key, time.monotonic())
+        if time.monotonic() - started > settings.DRAIN_S + MOVE_TIMEOUT_S:
+            self.supervisor.kill(key, f"it did not get from {replica.rung} to {replica.wanted_rung}")
+        elif replica.wanted_rung == SERVING:
+            tell_replica(key, {"type": "engine.wake"})
+        else:
+            tell_replica(
+                key, {"type": "engine.sleep", "rung": replica.wanted_rung, "deadline_s": settings.DRAIN_S}
+            )
+        return True
+
+    def _note_rung(self, replica: Replica, beat: ReplicaBeat) -> None:
+        known = replica.wake_seconds
+        if beat.rung == SERVING and beat.woke_from:
+            known = {**known, beat.woke_from: round(beat.woke_s, 3)}
+        # While it serves all of it is reserved: the controller has seen to that before it was woken.
+        freed = (
+            {}
+            if beat.rung == SERVING
+            else {"reserved_bytes": max(0, replica.serving_bytes - beat.freed_bytes)}
+        )
+        self._row(replica, ReplicaState.READY).filter(wanted_rung=beat.rung).update(
+            rung=beat.rung, host_bytes=beat.host_bytes, wake_seconds=known, **freed
+        )
+        log.info("%s is %s", replica, beat.rung)
+        wake_controller()
 
     def _stop(self, replica: Replica) -> None:
         key = str(replica.pk)
@@ -307,6 +368,8 @@ class NodeAgent:
         self.supervisor.stop(replica, settings.DRAIN_S + KILL_AFTER_DRAIN_S)
 
     def _on_exit(self, ended: ReplicaExit) -> None:
+        self.loading_since.pop(ended.replica, None)
+        self.moving.pop(ended.replica, None)
         replica = Replica.objects.select_related("deployment").filter(pk=ended.replica).first()
         asked = ended.replica in self.stopping
         self._release_jobs(ended.replica, ended.pid, ended.reason)

@@ -32,14 +32,18 @@ class LocalDevice:
     index: int = 0  # NVML's, which is the PCI bus's order
 
 
+def host_budget(memory_bytes: int = 0) -> int:
+    """What engines may take of host memory (`memory_bytes`; 0: 80% of it)."""
+    return memory_bytes or int(host_memory()[0] * DEFAULT_SHARE)
+
+
 def local_devices(memory_bytes: int = 0) -> list[LocalDevice]:
     """GPUs through NVML if there are any, else host memory with its budget (`memory_bytes`; 0: 80% of it)."""
     gpus = _nvidia()
     if gpus:
         return gpus
     total, _ = host_memory()
-    budget = memory_bytes or int(total * DEFAULT_SHARE)
-    return [LocalDevice("cpu:0", "cpu", total, budget, amx=_has_amx())]
+    return [LocalDevice("cpu:0", "cpu", total, host_budget(memory_bytes), amx=_has_amx())]
 
 
 def abilities_of(device: LocalDevice, all_of_node: Sequence[LocalDevice]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from inference.engine import environment
 from inference.node.prctl import become_subreaper
@@ -23,8 +25,13 @@ from inference.protocol import CompileJob, OptionsCheck, ReplicaBeat, ReplicaSpe
 log = logging.getLogger(__name__)
 
 TEMPLATE_TIMEOUT_S = 180.0
-FORK_TIMEOUT_S = 5.0
+FORK_TIMEOUT_S = 10.0
+# A fork whose answer did not come may have been made all the same: its process is looked for, for so long.
+LOOK_FOR_LOST_S = 60.0
 LOG_TAIL_BYTES = 4000
+MAX_WORDS_CHARS = 400
+# ``package.SomeError: why``, as Python ends a traceback.
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Failed|Exit|Interrupt)\b")
 RESTART_TEMPLATE_AFTER_S = 1.0
 
 
@@ -73,6 +80,7 @@ class ReplicaSupervisor:
         self.template_failure = ""
         self._engines: dict[str, _Engine] = {}
         self._helpers: list[int] = []
+        self._look_for_lost_until = 0.0
         self._template: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._ready = False
@@ -90,6 +98,11 @@ class ReplicaSupervisor:
     def replicas(self) -> list[str]:
         """The replicas whose processes are there."""
         return list(self._engines)
+
+    def pid_of(self, replica: str) -> int | None:
+        """Its process, if it is there."""
+        engine = self._engines.get(replica)
+        return None if engine is None else engine.pid
 
     def start(self, spec: ReplicaSpec) -> int:
         """Fork one engine; its pid. Waits for a template that is still importing. OSError says why it failed."""
@@ -126,10 +139,10 @@ class ReplicaSupervisor:
             self._channel.settimeout(FORK_TIMEOUT_S)
             answer = self._channel.recv(MAX_PACKET_BYTES)
         except OSError:
-            self._drop_template()
+            self._lose_template()
             raise
         if not answer:
-            self._drop_template()
+            self._lose_template()
             raise OSError("the engine template died")
         return int(answer)
 
@@ -157,6 +170,8 @@ class ReplicaSupervisor:
             found for engine in list(self._engines.values()) if (found := self._reap(engine)) is not None
         ]
         self._helpers = [pid for pid in self._helpers if not _reaped(pid)]
+        if now < self._look_for_lost_until:
+            self._kill_lost()
         self._keep_template(now)
         return exits
 
@@ -258,6 +273,21 @@ class ReplicaSupervisor:
         if self._template is None and now >= self._restart_at:
             self._start_template()
 
+    def _lose_template(self) -> None:
+        """It did not answer: what it may have forked is nobody's, and must not keep memory."""
+        self._drop_template()
+        self._look_for_lost_until = time.monotonic() + LOOK_FOR_LOST_S
+
+    def _kill_lost(self) -> None:
+        known = {engine.pid for engine in self._engines.values()} | set(self._helpers)
+        if self._template is not None:
+            known.add(self._template.pid)
+        for child in psutil.Process().children():
+            if child.pid not in known:
+                log.warning("pid %d is nobody's engine: killed", child.pid)
+                _signal(child.pid, signal.SIGKILL)
+                _reaped(child.pid)
+
     def _drop_template(self) -> None:
         if self._channel is not None:
             self._channel.close()
@@ -299,8 +329,15 @@ def _reason(code: int, engine: _Engine, tail: str) -> str:
         return f"ended by signal {signal.Signals(-code).name}"
     if code == 0:
         return "drained"
+    return f"exited with code {code}: {_last_words(tail)}"
+
+
+def _last_words(tail: str) -> str:
+    """The last exception of a log in one line, else its last line."""
     lines = tail.strip().splitlines()
-    return f"exited with code {code}: {lines[-1] if lines else 'its log is empty'}"
+    named = [at for at, line in enumerate(lines) if EXCEPTION.match(line)]
+    words = " ".join(" ".join(lines[named[-1] :]).split()) if named else (lines or ["its log is empty"])[-1]
+    return words if len(words) <= MAX_WORDS_CHARS else words[:MAX_WORDS_CHARS] + " …"
 
 
 def _tail(path: Path) -> str:

@@ -16,6 +16,7 @@ class InstantEngine:
 
     context_length = 1 << 20
     form = ""
+    rungs: tuple[str, ...] = ()
 
     def __init__(self, max_streams: int = 256, step_s: float = 0.0) -> None:
         self.max_streams = max_streams

@@ -14,6 +14,7 @@ import pytest
 
 from tests.checkpoints import write_checkpoint
 from tests.conftest import start_redis
+from tests.counting_engine import KV_BYTES
 from tests.e2e.platform import Platform, wait_until
 from tests.e2e.reader import GREEDY
 
@@ -130,17 +131,28 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         MMSERVE_NODE_NAME="first",
         MMSERVE_NODE_LEASE_S="5",
         MMSERVE_ENGINE_STUCK_S="3",
+        MMSERVE_LOAD_TIMEOUT_S="4",
         MMSERVE_SOURCE_ROOTS=str(folder),
         MMSERVE_MEMORY_BYTES=str(4 * 2**30),
     )
     try:
-        source = write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
+        write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
         model = expect(started.http.post("/v1/registry/models", json={"name": "count"}), 201)
-        body = {"model": model["id"], "version": "1", "source_uri": source.as_uri()}
-        version = expect(started.http.post("/v1/registry/versions", json=body), 201)
-        expect(started.http.post(f"/v1/registry/versions/{version['id']}/import", json={}), 202)
-        wait_until(lambda: started.status("count@1")["status"] == "unloaded", 60, "count@1 is imported")
+        register_count(started, "1")
         expect(started.http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)
         yield started
     finally:
         started.stop()
+
+
+def register_count(platform: Platform, label: str, **options: Any) -> str:
+    """A version of ``count`` whose files are here and which is not loaded; its id."""
+    model = expect(platform.http.get("/v1/registry/models?name=count"), 200)["results"][0]
+    source = (platform.data_dir.parent / "source").as_uri()
+    options = {"kv_cache_bytes": KV_BYTES, **options}
+    body = {"model": model["id"], "version": label, "source_uri": source, "engine_options": options}
+    version = expect(platform.http.post("/v1/registry/versions", json=body), 201)
+    expect(platform.http.post(f"/v1/registry/versions/{version['id']}/import", json={}), 202)
+    name = f"count@{label}"
+    wait_until(lambda: platform.status(name)["status"] == "unloaded", 60, f"{name} is imported")
+    return name

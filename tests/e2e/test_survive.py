@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.counting_engine import counted
+from tests.counting_engine import counted, spoil
 from tests.e2e.conftest import expect
 from tests.e2e.platform import ALIVE, Platform, SecondNode, wait_until
 from tests.e2e.reader import Reader
 
 pytestmark = pytest.mark.timeout(120)
 
-TOKENS = 600
+TOKENS = 300
 BODY = {"model": "count", "prompt": "one two", "temperature": 0, "max_tokens": TOKENS}
 
 
@@ -127,6 +128,34 @@ def test_an_engine_that_hangs_while_its_heart_beats_is_found_by_its_lack_of_prog
     [(reason,)] = one.rows(f"SELECT reason FROM inference_replica WHERE pid = {engine.pid}")
     assert reason == "killed: no engine step for 3 s"
     one.books_balance()
+
+
+def test_a_load_that_hangs_is_ended_and_tried_again(one: Platform) -> None:
+    _unload(one)
+    stuck = spoil(one.data_dir, "stuck")
+    stuck.touch()
+    expect(one.http.post("/v1/models/count/load", json={}), 202)
+    said = wait_until(lambda: (found := one.status("count@1"))["reason"] and found, 40, "it has failed")
+    assert (said["status"], said["reason"]) == ("failed", "killed: it was not loaded within 4 s")
+    stuck.unlink()
+    one.wait_ready("count")
+    one.books_balance()
+
+
+def test_what_is_preloaded_comes_up_when_a_node_starts_and_is_warmed_up(one: Platform) -> None:
+    [row] = expect(one.http.get("/v1/registry/deployments?name=count-1"), 200)["results"]
+    path = f"/v1/registry/deployments/{row['id']}"
+    expect(one.http.patch(path, json={"preload": True, "warmup_prompts": ["one", "two"]}), 200)
+    try:
+        _unload(one)
+        [node] = one.processes("manage.py node")
+        node.kill()
+        wait_until(lambda: _ready(one) == 1, 40, "it is up again")
+        [(log,)] = one.rows("SELECT log_path FROM inference_replica WHERE state = 'ready'")
+        assert "warmed up with 2 of 2 prompts" in Path(log).read_text()
+        one.books_balance()
+    finally:
+        expect(one.http.patch(path, json={"preload": False, "warmup_prompts": []}), 200)
 
 
 @pytest.mark.parametrize("trouble", ["dies before", "dies during", "freezes during"])

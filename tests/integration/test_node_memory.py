@@ -47,6 +47,9 @@ class Processes:
         self.replicas.append(spec.replica)
         return 4_000_000 + len(self.started)
 
+    def pid_of(self, replica: str) -> int | None:
+        return None
+
     def poll(self) -> list[ReplicaExit]:
         ended, self.ends = self.ends, []
         for one in ended:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inference.protocol import ACCEPTED, DONE, ERROR
+from inference.engine import environment
+from inference.protocol import ACCEPTED, DONE, ERROR, control_channel
 from tests.integration.engine.conftest import CONTEXT, REAL
 from tests.integration.engine.gateway import TestGateway, poll
 
@@ -269,3 +274,31 @@ async def test_what_cannot_go_on_exactly_is_not_continued(
 ) -> None:
     error = await refusal(vllm, prompts=[STORY], sampling=sampling, resume_token_ids=[504])
     assert error["code"] == code
+
+
+async def test_a_cpu_has_no_rung_to_rest_on_and_serves_on_when_it_is_told_to(vllm: TestGateway) -> None:
+    beat = vllm.beat(REAL)
+    assert beat is not None
+    assert (beat.rungs, beat.rung) == ([], "serving")
+    message = {"type": "engine.sleep", "rung": "asleep", "deadline_s": 1.0}
+    await vllm.layer.send(control_channel(REAL), message)
+    assert await answer(vllm, prompts=[STORY], sampling={**GREEDY, "max_tokens": 4})
+
+
+def test_the_checks_after_a_wake_tell_the_same_weights_from_others(smollm2: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.engine.checked_engine", str(smollm2)],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env={**os.environ, "LD_PRELOAD": environment.preload()},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["rungs"] == []
+    assert found["before"] == found["after"]
+    assert len(found["before"][1]) == 1
+    assert not found["busy"]
+    assert found["zeroed"][0] != found["before"][0]
+    assert found["zeroed"][1] != found["before"][1]
