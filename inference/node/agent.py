@@ -300,6 +300,9 @@ class NodeAgent:
         )
         started_with = self.started_with.pop(str(replica.pk), None)
         if promoted:
+            # Tries are counted in a row.
+            failed = Replica.objects.filter(deployment=replica.deployment_id, state=ReplicaState.FAILED)
+            failed.filter(superseded=False).update(superseded=True)
             # Options that were edited meanwhile are not those that it was started with.
             if started_with == options_key(replica.deployment):
                 observe_load(replica, beat)

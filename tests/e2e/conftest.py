@@ -131,7 +131,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         MMSERVE_NODE_NAME="first",
         MMSERVE_NODE_LEASE_S="5",
         MMSERVE_ENGINE_STUCK_S="3",
-        MMSERVE_LOAD_TIMEOUT_S="4",
+        MMSERVE_LOAD_TIMEOUT_S="10",
         MMSERVE_SOURCE_ROOTS=str(folder),
         MMSERVE_MEMORY_BYTES=str(4 * 2**30),
     )
