@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from routing.core.route import CandidateEntry, Constraints, Policy, RouteEntry, Weights
+from routing.core.route import CandidateEntry, Cause, Constraints, Policy, RouteEntry, Weights
 from routing.core.scorer import Scorer
 from routing.models.routes import Route, TrainedScorer
 
@@ -40,6 +40,8 @@ def entry_of(row: Route, lines: Iterable[tuple[str, float, str]]) -> RouteEntry:
             max_tpot_s=None if row.max_tpot_ms is None else row.max_tpot_ms * MS,
             min_context=row.min_context,
         ),
+        fallback_on=frozenset(Cause) - frozenset(map(Cause, row.no_fallback_on)),
+        first_token_s=None if row.first_token_ms is None else row.first_token_ms * MS,
         candidates=tuple(
             CandidateEntry(target=target, weight=weight, note=note) for target, weight, note in lines
         ),

@@ -33,6 +33,8 @@ FIELDS = (
     "max_ttft_ms",
     "max_tpot_ms",
     "min_context",
+    "first_token_ms",
+    "no_fallback_on",
 )
 EDITABLE = frozenset(FIELDS)
 CANDIDATE_FIELDS = ("target", "weight", "note")

@@ -86,6 +86,7 @@ class RoutePage(ActionAdmin):
                 "What a candidate must keep (empty: nothing)",
                 {"fields": ("require", ("max_cost_usd", "max_ttft_ms"), ("max_tpot_ms", "min_context"))},
             ),
+            ("When a candidate fails", {"fields": (("first_token_ms", "no_fallback_on"),)}),
             ("Why", {"fields": ("reason", "expected_revision")}),
         ]
 

@@ -12,6 +12,7 @@ from registry.models import check_model_name
 from registry.rest import StrictSerializer, reason_field
 from registry.serializers import MAX_REVISION
 from routing.actions import routes as actions
+from routing.core.route import Cause
 from routing.models.routes import MAX_WEIGHT, Route, check_finite, check_target
 
 
@@ -47,6 +48,9 @@ class RouteSerializer(StrictSerializer, serializers.ModelSerializer):
     weight_load = Share(required=False)
     require = serializers.ListField(
         child=serializers.CharField(max_length=100), max_length=50, required=False
+    )
+    no_fallback_on = serializers.ListField(
+        child=serializers.ChoiceField([cause.value for cause in Cause]), max_length=len(Cause), required=False
     )
     expected_revision = serializers.IntegerField(
         min_value=1, max_value=MAX_REVISION, required=False, write_only=True

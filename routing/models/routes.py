@@ -11,7 +11,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from registry.models import LABEL, MODEL_NAME, check_kinds, check_model_name, check_tags
-from routing.core.route import Policy
+from routing.core.route import Cause, Policy
 
 MAX_CANDIDATES = 200
 MAX_WEIGHT = 1_000_000.0
@@ -36,6 +36,13 @@ def check_finite(value: float) -> None:
     """A number that can be added up."""
     if not math.isfinite(value):
         raise ValidationError("a finite number", code="finite")
+
+
+def check_causes(value: object) -> None:
+    """A list of distinct causes."""
+    known = [cause.value for cause in Cause]
+    if not isinstance(value, list) or any(one not in known or value.count(one) > 1 for one in value):
+        raise ValidationError(f"a list of distinct causes out of {', '.join(Cause)}", code="causes")
 
 
 def _share(default: float, words: str) -> models.FloatField:
@@ -74,6 +81,20 @@ class Route(models.Model):
     min_context = models.PositiveIntegerField(
         "least context (tokens)", null=True, blank=True, validators=[MinValueValidator(1)]
     )
+    first_token_ms = models.PositiveIntegerField(
+        "longest wait for the first token (ms)",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="then the next candidate is tried; empty: as long as the request may take",
+    )
+    # Causes (routing.core.route.Cause) after which no other candidate is tried.
+    no_fallback_on = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_causes],
+        help_text=f"a list of {', '.join(Cause)}: after these no other candidate is tried",
+    )
     revision = models.PositiveIntegerField(default=1, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(auto_now=True)
@@ -86,7 +107,7 @@ class Route(models.Model):
 
     def clean(self) -> None:
         """Django's validators let every empty value pass."""
-        check_kinds(self, require=list)
+        check_kinds(self, require=list, no_fallback_on=list)
         if self.policy == Policy.BALANCED and not (
             self.weight_quality + self.weight_cost + self.weight_latency + self.weight_load
         ):

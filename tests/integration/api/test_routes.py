@@ -8,6 +8,8 @@ import pytest
 from rest_framework.test import APIClient
 
 from registry.models import ModelVersion
+from routing.core.route import Cause
+from routing.route_entries import route_entries
 
 ROUTES = "/v1/routing/routes"
 BODY: dict[str, Any] = {
@@ -39,6 +41,15 @@ def test_a_route_lives_its_life_over_rest(manager: APIClient, ready: ModelVersio
     assert manager.get(one).status_code == 404
 
 
+def test_where_a_failure_leads_is_in_the_table(manager: APIClient, ready: ModelVersion) -> None:
+    more = {"no_fallback_on": ["error", "budget"], "first_token_ms": 1500}
+    created = manager.post(ROUTES, {**BODY, **more}, format="json")
+    assert created.status_code == 201, created.content
+    [entry] = route_entries()
+    assert entry.fallback_on == {Cause.TIMEOUT, Cause.OVERLOAD, Cause.CONTEXT}
+    assert entry.first_token_s == 1.5
+
+
 def test_a_doubled_post_makes_one_route(manager: APIClient, ready: ModelVersion) -> None:
     twice = [manager.post(ROUTES, BODY, format="json", HTTP_IDEMPOTENCY_KEY="k") for _ in range(2)]
     assert [answer.status_code for answer in twice] == [201, 201]
@@ -57,6 +68,9 @@ def test_a_doubled_post_makes_one_route(manager: APIClient, ready: ModelVersion)
         ({"max_ttft_ms": 0}, "max_ttft_ms", 400),
         ({"require": ["no tag"]}, "require", 400),
         ({"weight_quality": -1}, "weight_quality", 400),
+        ({"no_fallback_on": ["boredom"]}, "no_fallback_on", 400),
+        ({"no_fallback_on": ["error", "error"]}, "no_fallback_on", 400),
+        ({"first_token_ms": 0}, "first_token_ms", 400),
         ({"colour": "red"}, "colour", 400),
     ],
 )
