@@ -11,13 +11,14 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from registry.admin_base import ASKED, ActionAdmin, ReadOnly, ReasonModelForm, actor_of
 from registry.admin_forms import WordsField
 from routing.actions import routes as actions
 from routing.actions.scorers import use_scorer
 from routing.core.replay import NOBODY
-from routing.core.route import RouteEntry
+from routing.core.route import Cause, RouteEntry
 from routing.core.scorer import TRAITS
 from routing.effect import REPLAYED, Effect, effect_of, preview_of
 from routing.models.routes import MAX_CANDIDATES, Route, RouteCandidate, TrainedScorer
@@ -42,6 +43,12 @@ class RouteForm(ReasonModelForm):
     require = WordsField(
         required=False,
         help_text="Capabilities and tags that a candidate must have, with commas between them: json, region=eu.",
+    )
+    no_fallback_on = forms.MultipleChoiceField(
+        label="Nobody else is tried after",
+        required=False,
+        choices=[(cause.value, cause.value) for cause in Cause],
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
     expected_revision = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
