@@ -37,16 +37,21 @@ def routing_table() -> RoutingTable:
     names, tags = {}, {}
     for pk, name, words in Model.objects.order_by().values_list("pk", "name", _text("tags")):
         names[pk], tags[pk] = name, words
-    # Aliases and deployments may name an archived version, which is no candidate.
+    # Aliases and deployments may name an archived version, which is no candidate. What was made between two of
+    # these queries is left out: its revision is a later one, and brings the next table.
     served: dict[int, str] = {}
     versions: dict[int, VersionEntry] = {}
     for pk, model, version, state, *columns in _version_rows():
+        if model not in names:
+            continue
         served[pk] = f"{names[model]}@{version}"
         if state != VersionState.ARCHIVED:
             versions[pk] = _version(served[pk], names[model], tags[model], *columns)
     aliases, defaults = {}, {}
     alias_rows = Alias.objects.order_by().values_list("model", "name", "version", "is_default")
     for model, alias, version, is_default in alias_rows:
+        if version not in served:
+            continue
         aliases[f"{names[model]}@{alias}"] = served[version]
         if is_default:
             defaults[model] = served[version]
@@ -58,6 +63,7 @@ def routing_table() -> RoutingTable:
         deployments=[
             _deployment(served[version], *_known_of(versions.get(version)), *columns)
             for version, *columns in _deployment_rows()
+            if version in served
         ],
         budgets=budget_entries(),
         experiments=experiment_entries(),

@@ -132,3 +132,14 @@ def test_the_scorer_in_use_judges(versions):
     assert table.scorer is not None
     assert table.slate("auto").judged is not None
     assert table.scorer.weights["acme/small@1"][0] == 3.0
+
+
+def test_a_version_that_came_while_the_table_was_read_is_left_to_the_next_one(versions, monkeypatch):
+    from inference import snapshot
+
+    rows = list(snapshot._version_rows())
+    monkeypatch.setattr(snapshot, "_version_rows", lambda: rows[:1])
+    table = routing_table()
+    assert list(table.versions) == ["acme/large@1"]
+    assert list(table.deployments) == ["acme-large"]
+    assert set(table.aliases.values()) == {"acme/large@1"}
