@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Bools = npt.NDArray[np.bool_]
 
 MAX_MASKS = 256
+NO_SHARE = 1e-300
 PICO, NANO, HOUR_S = 1e-12, 1e-9, 3600
 NOBODY = 0  # the row of LiveColumns that is never ready
 
@@ -120,8 +121,9 @@ class Slate:
         self.entries = tuple(target.entry for target in targets)
         self.weight = _floats(target.line.weight for target in targets)
         self.order = _floats(target.place for target in targets)
-        with np.errstate(divide="ignore", over="ignore"):
-            self.inverse_weight: Floats = 1.0 / self.weight
+        # Shares this small are none: they would overflow.
+        none = self.weight < NO_SHARE
+        self.inverse_weight: Floats = np.where(none, np.inf, 1.0 / np.where(none, 1.0, self.weight))
         self.rows = np.array([table.rows[e.id] if e else NOBODY for e in self.entries], dtype=np.intp)
         self.hashes = np.array(
             [remembered_hash64(version.served_id) for version in self.versions], dtype=np.uint64

@@ -21,7 +21,7 @@ from inference.models import Deployment, Device, Node, Replica
 from inference.notify import connection
 from inference.protocol import ReplicaBeat, beat_key
 from registry import actions
-from registry.models import Model, ModelVersion, VersionState
+from registry.models import ModelVersion, VersionState
 
 node = Node.objects.create(name="here", last_seen=timezone.now(), template_ready=True)
 device = Device.objects.create(node=node, name="cpu:0", kind="cpu", total_bytes=2**36, budget_bytes=2**35)
@@ -32,11 +32,12 @@ kinds = [
 ]
 for name, price, parameters, running in kinds:
     model = actions.register_model(name, actor="tests", tags=["region=eu"] if name != "acme/asleep" else [])
-    version = actions.register_version(model, "1", "file:///nowhere", actor="tests")
-    ModelVersion.objects.filter(pk=version.pk).update(
-        state=VersionState.READY, capabilities=["completion", "chat", "json"], price_input=price, price_output=price,
-        facts={"context_length": 8192, "parameters": parameters})
-    actions.promote(ModelVersion.objects.get(pk=version.pk), actor="tests")
+    version = ModelVersion.objects.create(
+        model=model, version="1", source_uri="file:///nowhere", state=VersionState.READY,
+        capabilities=["completion", "chat", "json"], price_input=price, price_output=price,
+        facts={"context_length": 8192, "parameters": parameters},
+    )
+    actions.promote(version, actor="tests")
     made = Deployment.objects.create(name=name.replace("/", "-"), version=version, replicas=1)
     if running is not None:
         row = Replica.objects.create(deployment=made, device=device, state="ready", reserved_bytes=2**30)
