@@ -170,7 +170,7 @@ def press(page: Page, name: str) -> None:
 
 def press_below_more(page: Page, name: str) -> None:
     """Press an action that stands in the drop-down."""
-    page.locator("li a").filter(has_text="More").click()
+    page.locator("li[x-ref^='actionDropdown'] > a").click()
     press(page, name)
 
 
