@@ -36,6 +36,11 @@ def answer(check: OptionsCheck) -> None:
 def _in_a_line(error: Exception) -> str:
     """Pydantic says what is wrong between two lines of its own."""
     details = getattr(error, "errors", None)
-    message = details()[0]["msg"] if callable(details) else str(error)
-    line = " ".join(str(message).removeprefix("Value error, ").split())
+    message = str(error)
+    if callable(details):
+        first = details()[0]
+        place = first["loc"][0] if first["loc"] else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        message = f"{place}: {message}" if place else message
+    line = " ".join(message.split())
     return line[:1000] or type(error).__name__

@@ -183,11 +183,11 @@ def test_a_template_that_dies_or_freezes_around_a_fork_is_replaced_and_the_load_
 def _unload(platform: Platform) -> None:
     if _places(platform):
         expect(platform.http.post("/v1/models/count/unload", json={}), 202)
-    wait_until(lambda: _places(platform) == [], 40, "it is unloaded")
+    wait_until(lambda: _places(platform) == [] and not _knows_the_wish(platform), 40, "it is unloaded")
 
 
 def _knows_the_wish(platform: Platform) -> bool:
-    return "not loaded" not in platform.http.post("/v1/routing/explain", json=BODY).text
+    return bool(platform.http.post("/v1/routing/explain", json=BODY).json()["chosen"])
 
 
 def _readers_on_both(platform: Platform) -> list[Reader]:

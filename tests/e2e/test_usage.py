@@ -78,5 +78,9 @@ def test_a_budget_refuses_by_name_until_it_is_raised(priced: Platform) -> None:
         wait_until(lambda: answer(priced).status_code == 200, 10, "the raised budget is live")
     finally:
         http.delete(path)
-    stats = http.get("/v1/routing/stats?window=5m").json()["data"]
-    assert any("insufficient_quota" in row["errors"] for row in stats)
+
+    def refusal_is_counted() -> bool:
+        stats = http.get("/v1/routing/stats?window=5m").json()["data"]
+        return any("insufficient_quota" in row["errors"] for row in stats)
+
+    wait_until(refusal_is_counted, 20, "the refusals are rolled up")
