@@ -197,7 +197,7 @@ class ReplicaBeat(msgspec.Struct, kw_only=True):
     woke_from: str = ""
     woke_s: float = 0.0
     memory: dict[str, int] = {}  # bytes by part, on each of its devices; empty while it loads
-    peak_running: int = 0  # streams, since it was loaded
+    peak_running: int = 0  # streams in one step of the engine, since it was loaded
     # Of a stage of its load: how far it is, and how many seconds that leaves; from its node while files are fetched.
     done_bytes: int | None = None
     total_bytes: int | None = None

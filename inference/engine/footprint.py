@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
-
-import psutil
 
 from inference.engine.sample import sample_digest
 
@@ -52,14 +52,14 @@ class Footprint:
 
     def __init__(self, workers: list[dict[str, Any]]) -> None:
         first = workers[0]
+        _give_back_what_is_free()
         self._spans: list[Span] = first.get("spans", [])
         # Another process's pages are not ours to look at.
         self._watched = "spans" in first and first["pid"] == os.getpid()
-        self._process = psutil.Process()
         weights, cache = first["weights"], first["kv_cache"]
         if "spans" in first:
             pids = {os.getpid(), *(worker["pid"] for worker in workers)}
-            whole = sum(psutil.Process(pid).memory_full_info().uss for pid in pids)
+            whole = sum(map(private_bytes, pids))
             # Pages of the cache are taken as they are first written.
             rest = whole - weights - first["resident"]
             self._parts = {"weights": weights, "kv_cache": cache, "runtime": max(0, rest)}
@@ -67,6 +67,7 @@ class Footprint:
             peak = max(0, first["peak"] - weights - cache)
             rest = max(0, first["process"] - weights - cache - peak)
             self._parts = {"weights": weights, "kv_cache": cache, "activations": peak, "runtime": rest}
+        self._watched = self._watched and _forget_peak()
         self._at_load = self._private() if self._watched else 0
         self._grown = 0
 
@@ -82,12 +83,19 @@ class Footprint:
         return self.parts()
 
     def _private(self) -> int:
-        """Private memory beside the KV cache."""
+        """The most private memory beside the KV cache."""
         return self._anonymous() - resident_bytes(self._spans)
 
     def _anonymous(self) -> int:
-        found = self._process.memory_info()
-        return int(found.rss - found.shared)
+        """The peak since the load, not a sample: a batch's memory comes and goes between two looks."""
+        found = dict(_KIB.findall(Path("/proc/self/status").read_text()))
+        return 1024 * (int(found["VmHWM"]) - int(found["RssFile"]) - int(found["RssShmem"]))
+
+
+def private_bytes(pid: int) -> int:
+    """What a process alone has written: a library's pages can be had again, and count now for one and now for two."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * sum(int(size) for size in _WRITTEN.findall(rollup))
 
 
 def packed_bytes(model: Any) -> int:
@@ -139,7 +147,26 @@ def _resident(mincore: Callable[..., int], address: int, size: int) -> int:
     return min(size, sum(bytes(answer)) * mmap.PAGESIZE)
 
 
-_MINCORE = ctypes.CDLL(None, use_errno=True).mincore
+def _forget_peak() -> bool:
+    """Count the peak of resident memory (VmHWM) from now on; False where the kernel does not let us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _give_back_what_is_free() -> None:
+    """What a load has let go of is kept by glibc's allocator, now more of it and now less."""
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+_WRITTEN = re.compile(r"^(?:Private_Dirty|Private_Hugetlb|Swap): +(\d+) kB", re.MULTILINE)
+_KIB = re.compile(r"^(VmHWM|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_MINCORE = _LIBC.mincore
 
 
 def _on_gpu(device: Any) -> dict[str, int]:

@@ -58,7 +58,7 @@ class Load:
 
     def take(self, report: Report, now: float) -> None:
         self.running = report.running_streams
-        self.peak_running = max(self.peak_running, self.running)
+        self.peak_running = max(self.peak_running, report.batch_streams)
         self.kv_usage = report.kv_usage
         self.steps += report.stepped
         self._tokens.add(report.tokens, now)

@@ -91,6 +91,7 @@ class Report:
     ttfts_s: list[float] = field(default_factory=list)
     tpots_s: list[float] = field(default_factory=list)
     running_streams: int = 0
+    batch_streams: int = 0  # streams that this step brought on
     kv_usage: float = 0.0
 
     def add(self, channel: str, event: Event) -> None:

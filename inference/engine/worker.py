@@ -317,6 +317,7 @@ class EngineWorker(rq.Worker):
         now = time.time()
         for tail in output.tails:
             if tail[0] == DELTA:
+                report.batch_streams += 1
                 report.tokens += len(tail[3])
                 job.tokens += len(tail[3])
                 if not job.first_token_at:
