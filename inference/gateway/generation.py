@@ -27,9 +27,9 @@ from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
-from routing.core.assigner import assign_arm
+from routing.core.assigner import decide_in_experiments
 from routing.core.cost import NANO, NO_PRICE, Prices
-from routing.core.decision import Assigned, Decision, Link, RequestFacts, decide, decide_among
+from routing.core.decision import Decision, Link, RequestFacts
 from routing.core.records import AttemptRecord, counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
 
@@ -179,12 +179,7 @@ class Generator:
     def _decide(self, facts: RequestFacts) -> Decision:
         table = self._table()
         live = self._live.columns(table)
-        decision = decide(table, live, facts, assign=assign_arm)
-        if not decision.chain and decision.assignments:
-            # The arm cannot serve: what was asked for does, and the unit stays in its arm.
-            fallback = Assigned(slate=table.slate(facts.model), assignments=decision.assignments)
-            return decide_among(table, live, facts, fallback)
-        return decision
+        return decide_in_experiments(table, live, facts)
 
     async def open(self, plan: Plan, grant: KeyGrant) -> Generation:
         """Decide, admit, dispatch; every refusal is an MmserveError (or Refused, with the key's rates)."""

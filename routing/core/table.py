@@ -100,6 +100,7 @@ class RoutingTable:
     scorer: Scorer | None
     experiments: Experiments
     rows: Mapping[str, int]  # a deployment's row in LiveColumns
+    _arms: dict[tuple[str, str], Slate]  # by route and version
     _slates: dict[str, Slate]  # of routes from the beginning, of versions as they are asked for
 
     @classmethod
@@ -136,6 +137,7 @@ class RoutingTable:
             scorer=scorer,
             experiments=Experiments(experiments),
             rows={key: row for row, key in enumerate(by_id, start=1)},
+            _arms={},
             _slates={},
         )
         for route in table.routes.values():
@@ -174,6 +176,20 @@ class RoutingTable:
         if found is None:
             found = Slate(version.served_id, [Line(version=version)], table=self)
             self._slates[version.served_id] = found
+        return found
+
+    def slate_of_arm(self, version: VersionEntry, asked: Slate) -> Slate:
+        """An arm's version in the place of what was asked for: of a route, under its name and its constraints."""
+        if asked.route is None:
+            return self.slate_of_version(version)
+        key = (asked.route, version.served_id)
+        found = self._arms.get(key)
+        if found is None:
+            line = [Line(version=version)]
+            found = Slate(
+                version.served_id, line, table=self, route=asked.route, constraints=asked.constraints
+            )
+            self._arms[key] = found
         return found
 
     def slate_of(self, route: RouteEntry) -> Slate:

@@ -12,9 +12,10 @@ import redis
 from inference.gateway.mirror import spent_key
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
 from routing.core.records import USAGE_STREAM, UsageRecord
+from routing.core.route import CandidateEntry, Constraints, RouteEntry
 from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
-from tests.integration.gateway.conftest import Gateway, heard
-from tests.integration.gateway.fake_engine import FakeEngine, words
+from tests.integration.gateway.conftest import KEY, Gateway, heard
+from tests.integration.gateway.fake_engine import FakeEngine, failing, words
 from tests.integration.gateway.waiting import until
 
 BODY: dict[str, Any] = {"model": "acme/echo", "prompt": "say", "max_tokens": 8}
@@ -202,3 +203,75 @@ async def test_a_shadow_copies_nothing_without_room_budget_or_a_replica(open_gat
         await until(lambda: not gateway.runtime.mirror._tasks)
     assert [one.key for one in found] == ["k1", "k1"]
     assert not any(one.assignments for one in found)
+
+
+def on_a_route(**route: Any) -> RoutingTable:
+    """Who asks for ``either`` is in the arm ``new``, which ``other`` serves; the route itself knows ``echo`` alone."""
+    return RoutingTable.build(
+        revision=1,
+        models=[ModelEntry(id="acme/echo", default="acme/echo@1")],
+        versions=[
+            VersionEntry(served_id="acme/echo@1", model="acme/echo", tags=frozenset({"region=eu"})),
+            VersionEntry(served_id="acme/echo@2", model="acme/echo"),
+        ],
+        aliases={},
+        deployments=[
+            DeploymentEntry(id="echo", served_id="acme/echo@1"),
+            DeploymentEntry(id="other", served_id="acme/echo@2"),
+        ],
+        routes=[RouteEntry(id="either", candidates=(CandidateEntry(target="acme/echo@1"),), **route)],
+        experiments=[experiment(targets=("either",))],
+    )
+
+
+async def test_an_arm_of_a_route_counts_for_the_route_and_may_be_used_by_who_may_use_the_route(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, deployment="other", script=words("Hi")),
+    ):
+        gateway.runtime.table._table = on_a_route()
+        key = gateway.keys.grants[KEY]
+        gateway.keys.grants[KEY] = msgspec.structs.replace(key, allowed_models=("either",))
+        await until(lambda: "other" in gateway.runtime.live.loads)
+        answer = await gateway.client.post("/v1/completions", {**BODY, "model": "either", "user": "ada"})
+        [record] = await records(gateway, 1)
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-mmserve-model"] == "acme/echo@2"
+    assert (record.route, record.assignments) == ("either", {"faster": "new"})
+
+
+async def test_an_arm_that_fails_goes_on_along_its_routes_chain_and_the_unit_stays_in_it(open_gateway):
+    broken = failing("engine_lost", "the engine is out of order")
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, deployment="other", script=broken),
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")),
+    ):
+        gateway.runtime.table._table = on_a_route()
+        await until(lambda: {"echo", "other"} <= set(gateway.runtime.live.loads))
+        body = {**BODY, "model": "either", "user": "ada"}
+        answer = await gateway.client.post("/v1/completions", body)
+        [record] = await records(gateway, 1)
+        strict = {**body, "mmserve": {"no_fallback": True}}
+        refused = await gateway.client.post("/v1/completions", strict)
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-mmserve-model"] == "acme/echo@1"
+    assert record.assignments == {"faster": "new"}
+    assert (record.served_id, record.fallbacks) == ("acme/echo@1", 1)
+    assert refused.status == 503
+    assert b"out of order" in refused.body
+
+
+async def test_an_arm_that_its_routes_constraints_rule_out_is_not_used(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, deployment="other", script=words("no")),
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")),
+    ):
+        gateway.runtime.table._table = on_a_route(constraints=Constraints(require=("region=eu",)))
+        await until(lambda: {"echo", "other"} <= set(gateway.runtime.live.loads))
+        body = {**BODY, "model": "either", "user": "ada"}
+        answer = await gateway.client.post("/v1/completions", body)
+        [record] = await records(gateway, 1)
+    assert answer.headers["x-mmserve-model"] == "acme/echo@1"
+    assert (record.fallbacks, record.assignments) == (0, {"faster": "new"})
