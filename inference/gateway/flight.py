@@ -192,6 +192,15 @@ class Flight:
         if not self.over:
             self._failed(error)
 
+    def ask_first(self, mover: Mover) -> None:
+        """Ask this one before the request fails; of a failure that came while it was being sent, too."""
+        self.mover = mover
+        for event in self.pending:
+            if event[2] == FAILED:
+                self.pending.remove(event)
+                self._failed(event[3])
+                return
+
     def _failed(self, error: MmserveError) -> None:
         if self.committed or self.mover is None or not self.mover(error):
             self.push([self.job_id, -1, FAILED, error])

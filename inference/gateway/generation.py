@@ -246,8 +246,8 @@ class Generator:
                 # Whether its tokens were reserved nobody knows: they are not given back.
                 self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
                 raise
-        if generation.rest:
-            flight.mover = self.mover_of(generation)
+        if generation.rest or generation.attempts:
+            flight.ask_first(self.mover_of(generation))
             route = table.routes.get(generation.route)
             if route is not None and route.first_token_s is not None:
                 flight.first_token_by = flight.begun_at + route.first_token_s

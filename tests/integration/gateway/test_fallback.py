@@ -74,6 +74,26 @@ async def test_an_error_before_the_first_byte_goes_to_the_next_choice(
     assert b"out of order" not in answer.body
 
 
+async def test_an_error_that_comes_while_the_request_is_being_sent_goes_to_the_next_choice(
+    open_gateway: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        admit = gateway.runtime.admission.admit
+
+        async def answered_late(*given: Any, **more: Any) -> Any:
+            rates = await admit(*given, **more)
+            await until(lambda: any(flight.pending or flight.attempt > 1 for flight in gateway.runtime.hub))
+            return rates
+
+        async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello", "!")):
+            await both_ready(gateway)
+            monkeypatch.setattr(gateway.runtime.admission, "admit", answered_late)
+            answer = await gateway.client.post("/v1/completions", BODY)
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "second@1"
+
+
 async def test_a_clients_own_mistake_goes_nowhere_else(open_gateway: Opener) -> None:
     async with open_gateway() as gateway:
         await has_table(gateway, two())
@@ -143,6 +163,22 @@ async def test_when_all_is_spent_one_error_names_each_attempt(open_gateway: Open
     assert "first@1: the engine is out of order" in error["message"]
     assert "second@1: it has burnt down" in error["message"]
     assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_choice_that_was_full_is_named_when_the_last_one_fails(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with engine(gateway, "first", words("one")) as first, engine(gateway, "second", LOST):
+            await both_ready(gateway)
+            first.pulling.clear()
+            asked = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(4)]
+            await until(lambda: any(task.done() for task in asked))
+            [answer, *_] = [task.result() for task in asked if task.done()]
+            first.pulling.set()
+            await asyncio.gather(*asked)
+    error = answer.json()["error"]
+    assert error["code"] == "all_attempts_failed"
+    assert "second@1: the engine is out of order" in error["message"]
 
 
 async def test_nothing_of_a_second_model_after_the_first_byte_of_another(open_gateway: Opener) -> None:
