@@ -244,6 +244,7 @@ SPECTACULAR_SETTINGS = {
         "ObjectModelEnum": ["model"],
         "ObjectListEnum": ["list"],
         "PriorityEnum": ["high", "normal", "low"],
+        "BreakerStateEnum": ["closed", "open", "half_open"],
     },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],

@@ -20,6 +20,8 @@ class Experience:
         self._live = live
         self._breakers: dict[str, Breaker] = {}
         self._learners: dict[str, LatencyLearner] = {}
+        self._told: dict[str, State] = {}
+        self.changes = 0  # how often a breaker has changed its state, or was made
 
     def began(self, deployment: str, now: float) -> None:
         """A request was sent there."""
@@ -71,9 +73,16 @@ class Experience:
         breaker = self._breakers.get(deployment)
         return State.CLOSED if breaker is None else breaker.state
 
+    def states(self) -> dict[str, State]:
+        """Of all breakers, by deployment."""
+        return {deployment: breaker.state for deployment, breaker in self._breakers.items()}
+
     def _tell(self, deployment: str, breaker: Breaker, now: float) -> None:
         self._live.set_breaker(deployment, not breaker.lets_through(now))
-        metrics.breaker(deployment, breaker.state)
+        if self._told.get(deployment) is not breaker.state:
+            self._told[deployment] = breaker.state
+            self.changes += 1
+            metrics.breaker(deployment, breaker.state)
 
     def _learn(self, flight: Flight, now: float) -> None:
         crowd, first = flight.crowd, flight.first_token_at

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from inference.gateway import metrics
 from inference.gateway.admission import LEASE_S, RENEW_LEASES_S, Admission
 from inference.gateway.auth import Authenticator
+from inference.gateway.breaker_watch import BreakerWatch
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.generation import Generator
@@ -139,6 +140,7 @@ class GatewayRuntime:
                     await self.controls.flush()
                     await self.redis.delete(gateway_key(self._channel))
                     await self.redis.hdel(REVISIONS_KEY, self._process)
+                    await self.breakers.say_goodbye()
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("could not say good-bye to Redis: %s", error)
         await cancel_all(self._tasks)
@@ -172,10 +174,18 @@ class GatewayRuntime:
         )
         self.mirror = Mirror(self.generator, self.table.current, self.live, self.redis)
         self.moving = Moving(self.hub, self.generator)
+        self.breakers = BreakerWatch(
+            self.generator.experience,
+            self.table.current,
+            self.redis,
+            process=self._process,
+            redis_timeout_s=self.config.redis_timeout_s,
+        )
         recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
         self._spawn("controls", self.controls.run)
         self._spawn("recovery", recovery.run)
+        self._spawn("breakers", self.breakers.run)
         self._spawn("refusals", self._flush_refusals)
         self._spawn("revision", self._report_revision)
         self._spawn("liveness", lambda: keep_alive_key(self.redis, self._channel, self._renew_leases))

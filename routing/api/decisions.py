@@ -14,6 +14,8 @@ from rest_framework.views import APIView
 
 from mmserve.errors import InvalidRequest
 from registry.rest import QuerySerializer
+from routing.breakers import Breakers, DeploymentBreakers, breakers
+from routing.core.breaker import State
 from routing.core.histogram import RELATIVE_ERROR
 from routing.decisions import as_json, find_decision, latest_decisions
 from routing.stats import GROUP, MOST_WINDOW_S, stats, window_begin
@@ -163,10 +165,29 @@ class StatsRow(serializers.Serializer):
     ttft_s = QuantilesSerializer()
     tpot_s = QuantilesSerializer()
     e2e_s = QuantilesSerializer()
+    breaker = serializers.ChoiceField(
+        list(State), allow_null=True, help_text="the worst of the version's deployments; null: nobody knows"
+    )
+
+
+class BreakerSerializer(serializers.Serializer):
+    """The circuit breakers of one deployment."""
+
+    deployment = serializers.CharField()
+    version = serializers.CharField()
+    worst = serializers.ChoiceField(list(State))
+    processes = serializers.DictField(
+        child=serializers.ChoiceField(list(State)),
+        help_text="gateway process to what its breaker lets through",
+    )
 
 
 class StatsSerializer(serializers.Serializer):
-    """``relative_error``: how far a quantile may be from the true one."""
+    """``relative_error``: how far a quantile may be from the true one.
+
+    ``breakers`` are as they are now, the worst first, of deployments that a gateway process in ``processes`` has
+    sent a request to.
+    """
 
     object = serializers.ChoiceField(["list"])
     window_s = serializers.IntegerField()
@@ -175,6 +196,8 @@ class StatsSerializer(serializers.Serializer):
     relative_error = serializers.FloatField()
     data = StatsRow(many=True)
     left_out = serializers.IntegerField()
+    processes = serializers.ListField(child=serializers.CharField())
+    breakers = BreakerSerializer(many=True)
 
 
 class Stats(APIView):
@@ -189,6 +212,10 @@ class Stats(APIView):
         window_s = seconds(given["window"])
         names = {name: given[name] for name in GROUP if name in given}
         data, left_out = stats(window_s, names, given["limit"])
+        known = breakers()
+        worst = known.by_version()
+        for row in data:
+            row["breaker"] = worst.get(row["version"], State.CLOSED if known.processes else None)
         answer = {
             "object": "list",
             "window_s": window_s,
@@ -197,8 +224,19 @@ class Stats(APIView):
             "relative_error": RELATIVE_ERROR,
             "data": data,
             "left_out": left_out,
+            "processes": known.processes,
+            "breakers": _asked_for(known, given.get("version"), given.get("model"))[: given["limit"]],
         }
         return Response(StatsSerializer(answer).data)
+
+
+def _asked_for(known: Breakers, version: str | None, model: str | None) -> list[DeploymentBreakers]:
+    """Of the version or model asked for; of a route all, as what it has left alone is in no row of it."""
+    return [
+        one
+        for one in known.deployments
+        if version in (None, one.version) and model in (None, one.version.rpartition("@")[0])
+    ]
 
 
 def seconds(window: str) -> int:

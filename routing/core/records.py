@@ -1,6 +1,7 @@
 """What is written down of a request once it is over: what it used, and how it was decided. Never a prompt.
 
-Both are JSON in Redis. A field that is added has a default, so that an older record is still read.
+Both are JSON in Redis, and so is what a process says of its circuit breakers.
+A field that is added has a default, so that an older record is still read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from routing.core.breaker import State
 from routing.core.decision import Explanation, RequestFacts
 
 # Stream with a field ``record`` (a UsageRecord); read in order, and rolled up into rows exactly once.
@@ -20,10 +22,22 @@ USAGE_LOST_KEY = "mmserve:usage:lost"
 # Zset of the decisions that are kept, by when they were written; each in a string of its own.
 DECISIONS_KEY = "mmserve:decisions"
 
+# Hash of a BreakerReport by gateway process.
+BREAKERS_KEY = "mmserve:breakers"
+# A process that has not reported for this long is gone.
+BREAKERS_STALE_S = 10.0
+
 
 def decision_key(decision_id: str) -> str:
     """Redis string with a DecisionRecord."""
     return f"mmserve:decision:{decision_id}"
+
+
+class BreakerReport(msgspec.Struct, kw_only=True):
+    """The circuit breakers of one gateway process, of the deployments that it has sent something to."""
+
+    at: float  # unix time
+    states: dict[str, tuple[str, State]]  # deployment to what it serves and the breaker's state
 
 
 class Spent(NamedTuple):
