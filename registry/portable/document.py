@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -15,11 +16,14 @@ from registry.actions.models import FIELDS as MODEL_FIELDS
 from registry.actions.versions import PRICES as PRICE_FIELDS
 from registry.manifest import check_paths
 from registry.models import Model, ModelVersion, VersionState
+from registry.portable.sections import sections
 
 FORMAT = 1
 MAX_BYTES = 16 * 2**20
 # Sources whose files are converted here: another machine may convert them to other bytes.
 CONVERTED = (".gguf",)
+
+UNQUOTED = re.compile(r"Expected `str( \| null)?`, got `(int|float)`")
 
 
 class PortableFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,25 +69,36 @@ class PortableModel(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     default_alias: str | None = None
 
 
-class Document(msgspec.Struct, forbid_unknown_fields=True):
-    """All of it."""
+class Document(msgspec.Struct, omit_defaults=True):
+    """All of it. ``sections`` are the parts of other apps; one that is not there says nothing."""
 
     mmserve: int
     models: list[PortableModel]
+    sections: dict[str, list[Any]] = {}
 
 
 VERSION_FIELDS = ("description", "capabilities", "tags", "engine_options", *PRICE_FIELDS)
 
 
-def portable(models: Iterable[Model]) -> Document:
-    """Rows as a document; ``models`` with their versions (and files) and aliases prefetched."""
-    return Document(mmserve=FORMAT, models=[_model(model) for model in models])
+def portable(models: Iterable[Model], *, whole: bool = True) -> Document:
+    """Rows as a document, all sections with it if it is the ``whole``.
+
+    ``models`` come with their versions (and files) and aliases prefetched.
+    """
+    found = {section.name: section.export() for section in sections()} if whole else {}
+    return Document(mmserve=FORMAT, models=[_model(model) for model in models], sections=found)
+
+
+def as_builtins(document: Document) -> dict[str, Any]:
+    """As YAML and JSON have it: each section is a key of its own."""
+    found = msgspec.to_builtins(document)
+    return {"mmserve": found["mmserve"], "models": found["models"], **found.get("sections", {})}
 
 
 def write_document(document: Document) -> str:
     """As YAML, in an order that diffs well."""
     return yaml.dump(
-        msgspec.to_builtins(document), Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120
+        as_builtins(document), Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120
     )
 
 
@@ -92,16 +107,22 @@ def read_document(text: str) -> Document:
     if len(text) > MAX_BYTES:
         raise InvalidRequest(f"the document is larger than {MAX_BYTES} bytes")
     try:
-        document = msgspec.convert(_parsed(text), Document)
+        read = msgspec.convert(_parsed(text), _wire())
     except yaml.YAMLError as error:
         raise InvalidRequest(f"not YAML: {' '.join(str(error).split())[:300]}") from error
     except RecursionError as error:
         raise InvalidRequest("the document is nested too deeply") from error
     except msgspec.ValidationError as error:
-        hint = " (put it in quotes)" if "Expected `str`, got `int`" in str(error) else ""
+        hint = " (put it in quotes)" if UNQUOTED.search(str(error)) else ""
         raise InvalidRequest(
             f"{error}{hint}", param=str(error).rpartition("`$.")[2].rstrip("`") or None
         ) from error
+    given = {section.name: getattr(read, section.name) for section in sections()}
+    document = Document(
+        mmserve=read.mmserve,
+        models=read.models,
+        sections={name: rows for name, rows in given.items() if rows is not None},
+    )
     if document.mmserve != FORMAT:
         raise InvalidRequest(
             f"mmserve: {document.mmserve} is a format that this version does not know", param="mmserve"
@@ -111,7 +132,16 @@ def read_document(text: str) -> Document:
         _refuse_twins(f"version of {model.name}", (version.version for version in model.versions))
         for version in model.versions:
             check_paths([file.path for file in version.files])
+    for section in sections():
+        _refuse_twins(section.noun, (row.name for row in document.sections.get(section.name, ())))
     return document
+
+
+def _wire() -> Any:
+    """The type of what is read: the sections' keys stand beside ``models``."""
+    keys: list[Any] = [("mmserve", int), ("models", list[PortableModel])]
+    keys += [(section.name, list[section.row] | None, None) for section in sections()]  # type: ignore[name-defined]
+    return msgspec.defstruct("Document", keys, forbid_unknown_fields=True)
 
 
 def _parsed(text: str) -> Any:

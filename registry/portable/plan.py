@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from django.db import transaction
 
@@ -19,18 +19,10 @@ from registry.portable.document import (
     price_text,
     version_values,
 )
+from registry.portable.sections import Change, bound, sections
 
-Do = Callable[[str, str], object]  # actor, reason
-
-
-class Change(NamedTuple):
-    """One step. ``waits`` says why it cannot be done yet: apply again later."""
-
-    what: str
-    subject: str
-    fields: dict[str, Any]
-    do: Do
-    waits: str = ""
+# Done last: what is retired may have been in use until a step before.
+RETIRING = ("archive version", "delete alias")
 
 
 def plan(document: Document, *, prune: bool = False, fetch: bool = True) -> list[Change]:
@@ -42,15 +34,23 @@ def plan(document: Document, *, prune: bool = False, fetch: bool = True) -> list
         for version in wanted.versions:
             changes += _version(wanted.name, version, model, fetch=fetch)
         changes += _aliases(wanted, model)
+    retiring = [change for change in changes if change.what in RETIRING]
+    changes = [change for change in changes if change.what not in RETIRING]
+    before = {change.subject: change.waits for change in changes}
+    for section in sections():
+        rows = document.sections.get(section.name)
+        if rows is not None:
+            changes += section.plan(rows, before, prune=prune)
+    changes += retiring
     if prune:
         names = {wanted.name for wanted in document.models}
         for model in Model.objects.exclude(name__in=names):
-            changes.append(Change("delete model", model.name, {}, _bound(actions.delete_model, model)))
+            changes.append(Change("delete model", model.name, {}, bound(actions.delete_model, model)))
         for wanted in document.models:
             labels = [version.version for version in wanted.versions]
             for row in ModelVersion.objects.filter(model__name=wanted.name).exclude(version__in=labels):
                 changes.append(
-                    Change("delete version", row.served_id, {}, _bound(actions.delete_version, row))
+                    Change("delete version", row.served_id, {}, bound(actions.delete_version, row))
                 )
     return changes
 
@@ -73,13 +73,13 @@ def _model(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
     fields = {name: getattr(wanted, name) for name in MODEL_FIELDS}
     if model is None:
         yield Change(
-            "register model", wanted.name, fields, _bound(actions.register_model, wanted.name, **fields)
+            "register model", wanted.name, fields, bound(actions.register_model, wanted.name, **fields)
         )
         return
     changed = {name: value for name, value in fields.items() if getattr(model, name) != value}
     if changed:
         shown = {name: [getattr(model, name), value] for name, value in changed.items()}
-        yield Change("change model", wanted.name, shown, _bound(actions.update_model, model, **changed))
+        yield Change("change model", wanted.name, shown, bound(actions.update_model, model, **changed))
 
 
 def _version(name: str, wanted: PortableVersion, model: Model | None, *, fetch: bool) -> Iterator[Change]:
@@ -125,13 +125,13 @@ def _version(name: str, wanted: PortableVersion, model: Model | None, *, fetch: 
         changed.pop("capabilities", None)
     if changed:
         shown = {field: [known[field], value] for field, value in changed.items()}
-        yield Change("change version", subject, shown, _bound(actions.update_version, row, **changed))
+        yield Change("change version", subject, shown, bound(actions.update_version, row, **changed))
     if wanted.archived and row.state != VersionState.ARCHIVED:
-        yield Change("archive version", subject, {}, _bound(actions.archive_version, row))
+        yield Change("archive version", subject, {}, bound(actions.archive_version, row))
     elif not wanted.archived and row.state == VersionState.ARCHIVED:
-        yield Change("restore version", subject, {}, _bound(actions.restore_version, row))
+        yield Change("restore version", subject, {}, bound(actions.restore_version, row))
     elif fetch and row.state in (VersionState.REGISTERED, VersionState.FAILED):
-        yield Change("fetch version", subject, {}, _bound(actions.import_version, row))
+        yield Change("fetch version", subject, {}, bound(actions.import_version, row))
 
 
 def _aliases(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
@@ -153,25 +153,21 @@ def _aliases(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
             "" if version and version.state == VersionState.READY else f"{wanted.name}@{to} is not ready yet"
         )
         shown = {"version": [row.version.version if row else None, to]}
-        yield Change("promote", subject, shown, _bound(actions.promote, version, alias=alias), waits)
+        yield Change("promote", subject, shown, bound(actions.promote, version, alias=alias), waits)
     for name, row in rows.items():
         if name not in wanted.aliases:
-            yield Change("delete alias", f"{wanted.name}@{name}", {}, _bound(actions.delete_alias, row))
+            yield Change("delete alias", f"{wanted.name}@{name}", {}, bound(actions.delete_alias, row))
     default = wanted.default_alias
     if default and default in rows and not rows[default].is_default:
         shown = {"default": [next((row.name for row in rows.values() if row.is_default), None), default]}
         yield Change(
-            "make default", f"{wanted.name}@{default}", shown, _bound(_make_default, wanted.name, default)
+            "make default", f"{wanted.name}@{default}", shown, bound(_make_default, wanted.name, default)
         )
 
 
 def _make_default(name: str, alias: str, *, actor: str, reason: str) -> None:
     row = Alias.objects.select_related("model", "version").get(model__name=name, name=alias)
     actions.set_default_alias(row, actor=actor, reason=reason)
-
-
-def _bound(verb: Callable[..., Any], *args: Any, **fields: Any) -> Do:
-    return lambda actor, reason: verb(*args, actor=actor, reason=reason, **fields)
 
 
 def _differs(field: str, known: Any, wanted: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -52,7 +52,7 @@ def create_route(
         raise Conflict(f"There is a model {name!r}: a route needs a name of its own.", param="name")
     route = Route(name=name, **fields)
     save_checked(route, unique=f"There is a route {name!r} already.")
-    _write(route, _lines(candidates))
+    _write(route, checked_lines(candidates))
     bump("route.created", name, actor, reason, portable(route))
     return route
 
@@ -71,7 +71,7 @@ def update_route(
     check_editable(changes, EDITABLE)
     before = portable(route)
     changed = {field: value for field, value in changes.items() if getattr(route, field) != value}
-    lines = None if candidates is None else _lines(candidates)
+    lines = None if candidates is None else checked_lines(candidates)
     if lines == before["candidates"]:
         lines = None
     if not changed and lines is None:
@@ -113,12 +113,12 @@ def find_route(name: str) -> Route:
     return route
 
 
-def portable(route: Route) -> dict[str, Any]:
-    """All that an operator decides about a route, as JSON has it."""
+def portable(route: Route, candidates: Sequence[Line] | None = None) -> dict[str, Any]:
+    """All that an operator decides about a route, as JSON has it; with these candidates in place of its own."""
     found = {name: getattr(route, name) for name in FIELDS}
     cost = found["max_cost_usd"]
     found["max_cost_usd"] = None if cost is None else format(Decimal(str(cost)).normalize(), "f")
-    lines = list(route.candidates.values(*CANDIDATE_FIELDS))
+    lines = list(route.candidates.values(*CANDIDATE_FIELDS) if candidates is None else candidates)
     return {**found, "candidates": lines}
 
 
@@ -144,8 +144,10 @@ def on_version_retiring(version: ModelVersion, **_: Any) -> None:
         )
 
 
-def _lines(candidates: Sequence[Line]) -> list[dict[str, Any]]:
-    """The candidates with all their fields, checked one by one."""
+def checked_lines(
+    candidates: Sequence[Line], look_up: Callable[[str], object] = find
+) -> list[dict[str, Any]]:
+    """The candidates with all their fields, checked one by one; ``look_up`` raises ModelNotFound."""
     if len(candidates) > MAX_CANDIDATES:
         raise InvalidRequest(
             f"candidates: {len(candidates)} are more than {MAX_CANDIDATES}", param="candidates"
@@ -160,7 +162,7 @@ def _lines(candidates: Sequence[Line]) -> list[dict[str, Any]]:
             field, messages = next(iter(error.message_dict.items()))
             raise InvalidRequest(f"{param}.{field}: {messages[0]}", param=f"{param}.{field}") from error
         try:
-            find(row.target)
+            look_up(row.target)
         except ModelNotFound as error:
             raise InvalidRequest(f"{param}.target: {error.message}", param=f"{param}.target") from error
         if any(known["target"] == row.target for known in found):

@@ -24,7 +24,7 @@ class Command(DataCommand):
         parser.add_argument("file", type=Path, help="as registry_export wrote it; - for standard input")
         parser.add_argument("--dry-run", action="store_true", help="only show what would change")
         parser.add_argument(
-            "--prune", action="store_true", help="delete models and versions that it does not name"
+            "--prune", action="store_true", help="delete models, versions and routes that it does not name"
         )
         parser.add_argument("--no-fetch", action="store_true", help="do not bring the files of new versions")
         add_reason(parser)

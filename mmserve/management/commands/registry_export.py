@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from django.core.management.base import CommandParser
 
 from mmserve.command import DataCommand, exit_code
@@ -15,17 +14,17 @@ from mmserve.errors import MmserveError
 from registry.lookup import find_model
 from registry.models import Model
 from registry.portable import write_document
-from registry.portable.document import portable
+from registry.portable.document import as_builtins, portable
 
 
 class Command(DataCommand):
     help = (
-        "Write models, versions, prices and aliases as one YAML document (--json: as JSON). No key is in it. "
+        "Write models, versions, prices, aliases and routes as one YAML document (--json: as JSON). No key is in it. "
         "Exit codes: 0 done, 1 the file cannot be written, 3 no such model."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("names", nargs="*", help="of models; all of them if left out")
+        parser.add_argument("names", nargs="*", help="of models; all of them, and the routes, if left out")
         parser.add_argument("--output", type=Path, help="a file; standard output if left out")
 
     def handle(self, *args: Any, names: list[str], output: Path | None, **options: Any) -> None:
@@ -37,10 +36,10 @@ class Command(DataCommand):
         rows = (chosen if names else Model.objects.all()).prefetch_related(
             "versions__files", "aliases__version"
         )
-        document = portable(rows)
+        document = portable(rows, whole=not names)
         text = write_document(document)
         if options["json"]:
-            text = json.dumps(msgspec.to_builtins(document), indent=2)
+            text = json.dumps(as_builtins(document), indent=2)
         if output is None:
             self.stdout.write(text)
             return
