@@ -74,6 +74,11 @@ def bell_key(deployment: str) -> str:
     return f"mmserve:bell:{deployment}"
 
 
+def own_bell_key(deployment: str, replica_id: str) -> str:
+    """The same for the one replica that a job prefers; it expires when nobody hears it."""
+    return f"{bell_key(deployment)}:{replica_id}"
+
+
 def beat_key(replica_id: str) -> str:
     """Redis string with the last ReplicaBeat (JSON), expiring after STALE_AFTER_S."""
     return f"mmserve:replica:{replica_id}"

@@ -18,6 +18,8 @@ MIN_SECRET_CHARS = 50
 MIN_SECRET_DISTINCT = 5
 MIN_MEMORY_BYTES = 256 * 2**20
 LONGEST_PATIENCE_S = 86400.0
+# A request waits that long for a replica that is about to die.
+LONGEST_AFFINITY_S = 10.0
 BODY_BYTES = (1024, 2**30)
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 SOURCE_HOST = re.compile(r"(?:https?://)?(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?")
@@ -36,6 +38,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         *storage(),
         *fetching(),
         *listening(),
+        *affinity(),
     ]
 
 
@@ -166,6 +169,21 @@ def listening() -> Iterator[CheckMessage]:
             hint=f"Set it to a number of bytes from {low} to {high}.",
             id="mmserve.E009",
         )
+
+
+def affinity() -> Iterator[CheckMessage]:
+    for name, value, least, most in (
+        ("MMSERVE_AFFINITY_FACTOR", settings.AFFINITY_FACTOR, 1.0, 100.0),
+        ("MMSERVE_AFFINITY_SLACK", settings.AFFINITY_SLACK, 0, 10_000),
+        ("MMSERVE_AFFINITY_WAIT_S", settings.AFFINITY_WAIT_S, 0.0, LONGEST_AFFINITY_S),
+        ("MMSERVE_AFFINITY_BLOCKS", settings.AFFINITY_BLOCKS, 1, 10_000_000),
+    ):
+        if not least <= value <= most:
+            yield Error(
+                f"{name} is {value:g}.",
+                hint=f"Set it to a number from {least:g} to {most:g}.",
+                id="mmserve.E014",
+            )
 
 
 def _can_write_below(folder: Path) -> bool:

@@ -82,6 +82,11 @@ EXPLANATION = {
                 "properties": {"experiment": {"type": "string"}, "arm": {"type": "string"}},
             },
         },
+        "replica": {
+            "type": ["object", "null"],
+            "description": "Which replica of the chosen deployment would get it for its cache; null without a choice.",
+            "properties": {"preferred": NULLABLE_TEXT, "why": {"type": "string"}},
+        },
         "problems": {"type": "array", "items": {"type": "string"}},
         "revision": {"type": "integer"},
     },

@@ -91,6 +91,14 @@ MAX_BODY_BYTES = env.int("MMSERVE_MAX_BODY_BYTES", default=4 * 2**20)
 # How many routing decisions each process writes down a second (of those that failed, as many again; 0: none). The
 # last ten thousand are kept in Redis, for a day; never a prompt.
 DECISIONS_PER_S = env.float("MMSERVE_DECISIONS_PER_S", default=20.0)
+# Whether a request prefers the replica that has seen its prompt's beginning lately (docs/routing.md). It does not where
+# that replica has more streams in hand than FACTOR times the mean and SLACK, nor longer than WAIT_S (s); each process
+# remembers the last BLOCKS blocks of 256 characters.
+AFFINITY = env.bool("MMSERVE_AFFINITY", default=True)
+AFFINITY_FACTOR = env.float("MMSERVE_AFFINITY_FACTOR", default=1.25)
+AFFINITY_SLACK = env.int("MMSERVE_AFFINITY_SLACK", default=4)
+AFFINITY_WAIT_S = env.float("MMSERVE_AFFINITY_WAIT_S", default=0.25)
+AFFINITY_BLOCKS = env.int("MMSERVE_AFFINITY_BLOCKS", default=65_536)
 # Prompts and answers go to logs only if an operator turns this on.
 LOG_CONTENT = env.bool("MMSERVE_LOG_CONTENT", default=False)
 LOG_LEVEL = env("MMSERVE_LOG_LEVEL", default="INFO")

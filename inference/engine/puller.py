@@ -14,7 +14,7 @@ from inference.engine import rqkeys, scripts
 from inference.engine.bookkeeper import Bookkeeper
 from inference.engine.inhand import InHand, Pulled
 from inference.engine.links import REDIS_TROUBLE, Patience
-from inference.protocol import bell_key, fence_key
+from inference.protocol import bell_key, fence_key, own_bell_key
 
 MAX_JOBS_A_PULL = 128
 # A stock RQ enqueue does not ring the bell, so the queues are looked at this often anyway.
@@ -42,7 +42,9 @@ class Puller:
         self._connection = connection
         self._worker = worker
         self._queues = rqkeys.deployment_queues(deployment)
+        self._replica = replica
         self._bell = bell_key(deployment)
+        self._own_bell = own_bell_key(deployment, replica)
         self._executions_key = rqkeys.worker_executions_key(worker)
         self._keys = [
             *map(rqkeys.queue_key, self._queues),
@@ -68,17 +70,17 @@ class Puller:
                 if lost_a_reply:
                     await self._adopt()
                     lost_a_reply = False
-                left = await self._pull(min(self._inhand.room, MAX_JOBS_A_PULL))
+                left, wait_s = await self._pull(min(self._inhand.room, MAX_JOBS_A_PULL))
                 if not left and self._inhand.room > 0:
-                    await self._connection.blpop([self._bell], timeout=BELL_TIMEOUT_S)
+                    await self._connection.blpop([self._own_bell, self._bell], timeout=wait_s)
             except REDIS_TROUBLE as error:
                 lost_a_reply = True
                 await patience.wait(error)
             else:
                 patience.succeeded()
 
-    async def _pull(self, most: int) -> int:
-        """Pull up to this many jobs; how many wait still."""
+    async def _pull(self, most: int) -> tuple[int, float]:
+        """Pull up to this many jobs; how many wait still for this replica, and after how long to look again."""
         now = time.time()
         args: list[int | float | str] = [
             most,
@@ -88,11 +90,12 @@ class Puller:
             rqkeys.EXECUTION_TTL_S,
             uuid.uuid4().hex[:24],
             rqkeys.stamp(now - AGED_AFTER_S),
+            self._replica,
         ]
-        left, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
+        left, held_ms, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
         for job in jobs:
             self._take_row(job)
-        return int(left)
+        return int(left), min(BELL_TIMEOUT_S, int(held_ms) / 1000) or BELL_TIMEOUT_S
 
     async def _adopt(self) -> None:
         """Take over jobs that a pull had moved to this worker when its reply was lost."""

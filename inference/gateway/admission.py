@@ -108,10 +108,11 @@ class Admission:
         replaces: str = "",
         hold: Hold | None = None,
         reservation: Reservation | None = None,
+        prefers: str = "",
     ) -> Rates:
         """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way.
 
-        ``hold``: nothing is up that would run it now.
+        ``hold``: nothing is up that would run it now. ``prefers``: the replica that may take it first.
         """
         budgets = reservation.budgets if reservation else ()
         queue = queue_name(deployment.id, request.priority)
@@ -146,6 +147,8 @@ class Admission:
             grant.id,
             reservation.nano if reservation else 0,
             len(budgets),
+            prefers,
+            self._config.affinity_wait_s,
         ]
         for budget in budgets:
             keys += budget.keys

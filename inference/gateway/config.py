@@ -26,3 +26,9 @@ class GatewayConfig:
     decisions_kept: int = 10_000
     decisions_kept_s: int = 86_400
     redis_timeout_s: float = 5.0
+    # Between the replicas of one deployment; see routing.core.affinity and mmserve/settings.py.
+    affinity: bool = True
+    affinity_factor: float = 1.25
+    affinity_slack: int = 4
+    affinity_wait_s: float = 0.25
+    affinity_blocks: int = 65_536

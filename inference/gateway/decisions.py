@@ -9,6 +9,7 @@ import msgspec
 
 from inference.gateway.auth import KeyGrant
 from inference.gateway.usage import COMPLETED
+from routing.core.affinity import Preference
 from routing.core.decision import Decision, RequestFacts
 from routing.core.records import AttemptRecord, DecisionRecord, UsageRecord
 
@@ -54,6 +55,8 @@ def decision_record(
     *,
     attempts: Sequence[AttemptRecord] = (),
     predicted_cost_nano: int | None = None,
+    replica: str = "",
+    preference: Preference | None = None,
 ) -> bytes:
     """The record as JSON; of a refused request, ``usage`` is all zeros."""
     explained = decision.explained(MAX_CANDIDATES)
@@ -77,10 +80,14 @@ def decision_record(
             status=usage.status,
             served_id=usage.served_id,
             deployment=usage.deployment,
+            replica=replica,
+            preferred=preference.replica if preference else "",
+            preferred_why=preference.why if preference else "",
             ttft_s=usage.ttft_s,
             tpot_s=usage.tpot_s,
             e2e_s=usage.e2e_s,
             prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
             cost_nano=usage.cost_nano,
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from routing.core.affinity import Preference
 from routing.core.decision import Decision
 
 
-def explanation(decision: Decision) -> dict[str, Any]:
-    """What was chosen and why the others were not."""
+def explanation(decision: Decision, preference: Preference | None) -> dict[str, Any]:
+    """What was chosen and why the others were not; ``preference`` is among the replicas of what was chosen."""
     found = decision.explained()
     return {
         "id": found.id,
@@ -29,6 +30,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
             for one in found.candidates
         ],
         "assignments": [{"experiment": one.experiment, "arm": one.arm} for one in found.assignments],
+        "replica": {"preferred": preference.replica or None, "why": preference.why} if preference else None,
         "problems": list(found.problems),
         "revision": found.revision,
     }

@@ -15,6 +15,7 @@ from inference.gateway.ledger import Reservation
 from inference.gateway.plan import Plan
 from inference.protocol import ACCEPTED, DELTA, DONE, ERROR, GenerateRequest, queue_name
 from mmserve.errors import MmserveError, from_wire
+from routing.core.affinity import Preference
 from routing.core.table import DeploymentEntry
 
 Event = list[Any]
@@ -37,9 +38,11 @@ class Flight:
         "accepted_at",
         "attempt",
         "begun_at",
+        "blocks",
         "cached_tokens",
         "committed",
         "completion_tokens",
+        "counted_at",
         "crowd",
         "deadline_at",
         "delivered",
@@ -61,6 +64,7 @@ class Flight:
         "over",
         "pending",
         "plan",
+        "preference",
         "probe_at",
         "prompt_tokens",
         "queued_s",
@@ -105,6 +109,9 @@ class Flight:
         self.crowd: tuple[int, int] | None = (
             None  # who waited and ran there when it came; None: it was not up
         )
+        self.blocks: list[int] = []  # of its prompt, where replicas may differ in having seen them
+        self.preference: Preference | None = None
+        self.counted_at = ""  # the replica in whose hands it is counted
         self.over = False
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.queued_s = 0.0

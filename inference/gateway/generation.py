@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
+from inference.gateway.affinity import Affinity
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
@@ -142,6 +143,7 @@ class Generator:
         table: Callable[[], RoutingTable],
         live: LiveState,
         hub: Hub,
+        affinity: Affinity,
         admission: Admission,
         controls: Controls,
         reply_to: str,
@@ -150,6 +152,7 @@ class Generator:
         self._table = table
         self._live = live
         self._hub = hub
+        self.affinity = affinity
         self._admission = admission
         self._controls = controls
         self._reply_to = reply_to
@@ -289,6 +292,7 @@ class Generator:
             flight.reservations.append(reservation)
         load = self._live.loads.get(deployment.id)
         flight.crowd = (load.waiting, load.running) if load is not None and load.ready else None
+        prefers = "" if link.cold else self.affinity.place(flight)
         self._hub.add(flight)
         rates = await self._admission.admit(
             flight.request,
@@ -301,6 +305,7 @@ class Generator:
             replaces=replaces,
             hold=hold,
             reservation=reservation,
+            prefers=prefers,
         )
         if not replaces:
             generation.rates = rates
@@ -337,6 +342,8 @@ class Generator:
                 record,
                 attempts=generation.attempts,
                 predicted_cost_nano=generation.most_cost_nano if generation.prices.priced else None,
+                replica=flight.replica or "",
+                preference=flight.preference,
             )
         self._admission.settle(
             flight.grant,

@@ -107,7 +107,9 @@ class Exchange:
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
                 plan = self._told(parse_either(body))
-                await self.reply(200, encode(explanation(generator.decide(plan, new_id(), grant))))
+                decision = generator.decide(plan, new_id(), grant)
+                preference = generator.affinity.look(plan, decision.chosen) if decision.chosen else None
+                await self.reply(200, encode(explanation(decision, preference)))
                 return
             await self._generate(self._plan(path, body), grant)
         except MmserveError as error:

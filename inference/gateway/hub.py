@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from inference.gateway.affinity import Affinity
 from inference.gateway.controls import Controls
 from inference.gateway.flight import SILENCE_S, Flight
 from inference.gateway.live import LiveState
@@ -23,7 +24,14 @@ GAP_PROBE_S = 0.25
 class Hub:
     """Hands events to flights, each exactly once and in order; what is missing is asked for again."""
 
-    def __init__(self, live: LiveState, controls: Controls, on_revision: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        live: LiveState,
+        controls: Controls,
+        on_revision: Callable[[int], None],
+        affinity: Affinity,
+    ) -> None:
+        self._affinity = affinity
         self._live = live
         self._controls = controls
         self._on_revision = on_revision
@@ -42,6 +50,7 @@ class Hub:
 
     def remove(self, flight: Flight) -> None:
         """Take no more events of the flight's present job."""
+        self._affinity.left(flight)
         self._flights.pop(flight.job_id, None)
 
     def dispatch(self, message: dict[str, Any]) -> None:
@@ -72,6 +81,8 @@ class Hub:
                 self._stray(event, replica, now)
             elif event[1] == flight.next_seq and (flight.replica is None or flight.replica == replica):
                 flight.take(event, replica, now)
+                if event[1] == 0:
+                    self._begun(flight, event, replica)
             else:
                 self._out_of_order(flight, event, replica, now)
         for job_id, next_seq in message.get("alive", ()):
@@ -87,12 +98,17 @@ class Hub:
             if flight is not None and (not flight.accepted or now - flight.heard_at > SILENCE_S):
                 flight.unknown_to.add(replica)
 
+    def _begun(self, flight: Flight, event: list[Any], replica: str) -> None:
+        if event[2] == ACCEPTED:
+            self._affinity.accepted(flight, replica)
+
     def _out_of_order(self, flight: Flight, event: list[Any], replica: str, now: float) -> None:
         if flight.replica is not None and flight.replica != replica:
             # A job that its first engine gave back has begun again in another one; nothing was made before.
             if event[1] == 0 and event[2] == ACCEPTED and flight.next_seq == 1:
                 flight.next_seq = 0
                 flight.take(event, replica, now)
+                self._begun(flight, event, replica)
             else:
                 self._controls.cancel(replica, flight.job_id)
         elif event[1] > flight.next_seq:

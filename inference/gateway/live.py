@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from inference.loads import LOADING, load_of
+from inference.loads import LOADING, READY, load_of
 from inference.protocol import STALE_AFTER_S, Outlook, ReplicaBeat
 from routing.core.live import DeploymentLoad, Latency, LiveColumns
 from routing.core.table import RoutingTable
@@ -26,6 +26,7 @@ class LiveState:
     def __init__(self) -> None:
         self._beats: dict[str, tuple[ReplicaBeat, float]] = {}
         self._loads: dict[str, DeploymentLoad] = {}
+        self._ready: dict[str, list[ReplicaBeat]] = {}
         self._columns: LiveColumns | None = None
         self._outlooks: dict[str, tuple[Outlook, float]] = {}
         self._news = asyncio.Event()
@@ -128,6 +129,10 @@ class LiveState:
             if beat.deployment == deployment and beat.state != LOADING
         ]
 
+    def ready(self, deployment: str) -> Sequence[ReplicaBeat]:
+        """The last beats of the replicas of a deployment that take jobs."""
+        return self._ready.get(deployment, ())
+
     def worker_alive(self, worker: str) -> bool:
         """Whether the replica with this RQ worker name is heard of."""
         return any(beat.worker == worker for beat, _ in self._beats.values())
@@ -168,9 +173,11 @@ class LiveState:
         beats = [beat for beat, _ in self._beats.values() if beat.deployment == deployment]
         if not beats:
             self._loads.pop(deployment, None)
+            self._ready.pop(deployment, None)
             if self._columns is not None:
                 self._columns.note(deployment, None)
             return
         load = self._loads[deployment] = load_of(beats)
+        self._ready[deployment] = [beat for beat in beats if beat.state == READY]
         if self._columns is not None:
             self._columns.note(deployment, load)

@@ -37,6 +37,12 @@ _errors = Gauge(
     "Moving average of |predicted - measured| / measured; what is ttft or tpot.",
     ("deployment", "what"),
 )
+_affinity = Counter(
+    "mmserve_affinity",
+    "Requests that preferred a replica; it was kept, or another one took it.",
+    ("outcome",),
+)
+affinity_kept, affinity_moved = _affinity.labels("kept"), _affinity.labels("moved")
 revision = Gauge("mmserve_config_revision", "The configuration revision that this process runs.")
 
 CLIENT_GONE = 499

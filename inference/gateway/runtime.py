@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from inference.gateway import metrics
 from inference.gateway.admission import LEASE_S, RENEW_LEASES_S, Admission
+from inference.gateway.affinity import Affinity
 from inference.gateway.auth import Authenticator
 from inference.gateway.breaker_watch import BreakerWatch
 from inference.gateway.config import GatewayConfig
@@ -162,12 +163,14 @@ class GatewayRuntime:
                 log.warning("the reply channel cannot be opened yet: %s", error)
                 await asyncio.sleep(RESTART_S)
         self.controls = Controls(self._layer, self._channel)
-        self.hub = Hub(self.live, self.controls, self.table.push)
+        self.affinity = Affinity(self.live, self.config)
+        self.hub = Hub(self.live, self.controls, self.table.push, self.affinity)
         self.generator = Generator(
             config=self.config,
             table=self.table.current,
             live=self.live,
             hub=self.hub,
+            affinity=self.affinity,
             admission=self.admission,
             controls=self.controls,
             reply_to=self._channel,

@@ -122,6 +122,7 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
                 f"${in_usd(record.cost_nano)}",
             ),
             ("Served by", decision.chosen or "nobody", record.deployment or "–"),
+            *_replicas(record),
         ],
         "names": _score_names(record),
         "candidates": [
@@ -138,6 +139,16 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
         "attempts": record.attempts,
         "problems": decision.problems,
     }
+
+
+def _replicas(record: DecisionRecord) -> list[tuple[str, str, str]]:
+    if not record.preferred_why:
+        return []
+    cached = f"{record.cached_tokens} of {record.prompt_tokens} tokens cached"
+    return [
+        ("Replica", record.preferred or "any", record.replica or "–"),
+        ("Prompt", record.preferred_why, cached),
+    ]
 
 
 def _score_names(record: DecisionRecord) -> list[str]:

@@ -60,10 +60,16 @@ class OutcomeSerializer(serializers.Serializer):
     status = serializers.IntegerField()
     served = serializers.CharField(help_text="name@version")
     deployment = serializers.CharField(allow_null=True)
+    replica = serializers.CharField(allow_null=True)
+    preferred_replica = serializers.CharField(
+        allow_null=True, help_text="the one that was to get it for its cache; null: anybody"
+    )
+    preferred_why = serializers.CharField(allow_null=True, help_text="null where there was no choice")
     ttft_s = serializers.FloatField()
     tpot_s = serializers.FloatField()
     e2e_s = serializers.FloatField()
     prompt_tokens = serializers.IntegerField()
+    cached_tokens = serializers.IntegerField(help_text="of the prompt, found in the replica's cache")
     completion_tokens = serializers.IntegerField()
     cost_usd = serializers.CharField()
 

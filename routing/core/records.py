@@ -130,9 +130,14 @@ class DecisionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: int = 0
     served_id: str = ""
     deployment: str = ""
+    replica: str = ""
+    # The replica that it preferred there, and why that one or none; both empty where there was no choice.
+    preferred: str = ""
+    preferred_why: str = ""
     ttft_s: float = 0.0
     tpot_s: float = 0.0
     e2e_s: float = 0.0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     cost_nano: int = 0

@@ -9,6 +9,7 @@ for at = 1, #ARGV, 3 do
   redis.call('SREM', KEYS[1], composite)
   if redis.call('EXISTS', 'rq:job:' .. id) == 1 then
     redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
+    redis.call('HDEL', 'rq:job:' .. id, 'prefers', 'held_until')
     redis.call('LPUSH', 'rq:queue:' .. queue, id)
   end
 end

@@ -6,8 +6,9 @@
 --       it (zset of "job id:nano-dollars", scored by when the lease ends)
 -- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
 --       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
---       10 whose turn counts: the access key's id   11 nano-dollars to reserve   12 how many budgets   then for each
---       of them: its limit in nano-dollars, the label of its period   then the fields of the job's hash
+--       10 whose turn counts: the access key's id   11 nano-dollars to reserve   12 how many budgets
+--       13 the replica that may take it first, or ""   14 for how long only that one may (s)   then for each budget:
+--       its limit in nano-dollars, the label of its period   then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
 -- nano-dollars left of it (the tightest one's, when all can pay)}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
 -- that budget's ledger is not in Redis and has to be opened from the stored usage first.
@@ -56,7 +57,7 @@ local tightest, tightest_left = 0, 0
 local function refused_by_a_budget()
   for i = 1, budgets do
     local ledger, held = KEYS[8 + 2 * i], KEYS[9 + 2 * i]
-    local limit, period = tonumber(ARGV[11 + 2 * i]), ARGV[12 + 2 * i]
+    local limit, period = tonumber(ARGV[13 + 2 * i]), ARGV[14 + 2 * i]
     local state = redis.call('HMGET', ledger, 'period', 'spent', 'held')
     if not state[1] then return answer('ledger', 0, i) end
     local spent, holds = tonumber(state[2]), tonumber(state[3])
@@ -126,7 +127,7 @@ if cost > 0 then
   end
 end
 
-redis.call('HSET', KEYS[3], unpack(ARGV, 13 + 2 * budgets))
+redis.call('HSET', KEYS[3], unpack(ARGV, 15 + 2 * budgets))
 redis.call('SADD', KEYS[5], KEYS[4])
 
 local fair = 'mmserve:fair:' .. KEYS[4]
@@ -164,5 +165,17 @@ else
   end
 end
 redis.call('PEXPIRE', fair, 3600000)
-if redis.call('EXISTS', KEYS[6]) == 0 then redis.call('RPUSH', KEYS[6], '1') end
+
+local alone = false
+if ARGV[13] ~= '' then
+  redis.call('HSET', KEYS[3], 'prefers', ARGV[13], 'held_until', string.format('%.3f', now + tonumber(ARGV[14])))
+  -- A replica that has not heard its own bell since the last time is busy, or gone: the others hear of it, too.
+  local own = KEYS[6] .. ':' .. ARGV[13]
+  alone = redis.call('EXISTS', own) == 0
+  if alone then
+    redis.call('RPUSH', own, '1')
+    redis.call('PEXPIRE', own, 60000)
+  end
+end
+if not alone and redis.call('EXISTS', KEYS[6]) == 0 then redis.call('RPUSH', KEYS[6], '1') end
 return answer('ok', 0, tightest, tightest_left)

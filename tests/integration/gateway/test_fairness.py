@@ -30,8 +30,18 @@ def pull(url: str, most: int, *, aged_before: float = 0.0) -> list[str]:
         rqkeys.worker_executions_key("w"),
         fence_key("r"),
     ]
-    args = [most, "w", rqkeys.stamp(time.time()), time.time(), 90, "p", rqkeys.stamp(aged_before), *queues]
-    _, *rows = connection.register_script(scripts.source("pull"))(keys=keys, args=args)
+    args = [
+        most,
+        "w",
+        rqkeys.stamp(time.time()),
+        time.time(),
+        90,
+        "p",
+        rqkeys.stamp(aged_before),
+        "r",
+        *queues,
+    ]
+    _, _, *rows = connection.register_script(scripts.source("pull"))(keys=keys, args=args)
     connection.close()
     return [row[0].decode() for row in rows]
 

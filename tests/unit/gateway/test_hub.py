@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.gateway.affinity import Affinity
+from inference.gateway.config import GatewayConfig
 from inference.gateway.flight import SILENCE_S
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
@@ -33,7 +35,9 @@ class Asked:
 
 def hub() -> tuple[Hub, Asked, list[int]]:
     asked, revisions = Asked(), []
-    return Hub(LiveState(), asked, revisions.append), asked, revisions
+    live = LiveState()
+    affinity = Affinity(live, GatewayConfig(redis_url=""))
+    return Hub(live, asked, revisions.append, affinity), asked, revisions
 
 
 def answer(job_id: str, texts: str) -> list[list[Any]]:
