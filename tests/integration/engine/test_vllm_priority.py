@@ -1,0 +1,113 @@
+"""Real vLLM with a cache for two streams: who is more important takes blocks from who is less."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from inference.engine import environment
+from inference.protocol import DONE, EngineOptions, ReplicaSpec
+from tests.integration.engine.gateway import TestGateway, poll
+
+pytestmark = pytest.mark.vllm
+
+NAME = "short"
+CONTEXT = 512
+# SmolLM2 in float32 takes 46,080 bytes a token; a block on the CPU is 128 tokens.
+KV_BYTES = 4 * 128 * 46_080
+STORY = "Once upon a time, in a small village by the sea, there lived"
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def short_of_memory(
+    vllm_redis: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An engine whose cache has four blocks."""
+    log = tmp_path_factory.mktemp("short") / "engine.log"
+    spec = ReplicaSpec(
+        replica=NAME,
+        deployment=NAME,
+        served_id="smollm2@short",
+        model_path=str(smollm2),
+        redis_url=vllm_redis,
+        options=EngineOptions(
+            dtype="float32",
+            context_length=CONTEXT,
+            max_streams=8,
+            kv_cache_bytes=KV_BYTES,
+            prefix_caching=False,
+        ),
+        log_path=str(log),
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.engine.vllm_engine",
+        msgspec.json.encode(spec).decode(),
+    ]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "LD_PRELOAD": environment.preload()}
+        )
+    yield process
+    process.kill()
+    process.wait(10)
+    print(log.read_text(errors="replace")[-6000:])
+
+
+@pytest.fixture
+async def engine(vllm_redis: str, short_of_memory: subprocess.Popen[bytes]) -> AsyncIterator[TestGateway]:
+    found = TestGateway(vllm_redis, NAME)
+    await found.open()
+
+    def is_ready() -> bool:
+        assert short_of_memory.poll() is None, "the engine ended"
+        beat = found.beat(NAME)
+        return beat is not None and beat.state == "ready"
+
+    await poll(is_ready, "a ready vLLM engine", wait_s=170)
+    yield found
+    await found.close()
+
+
+def is_over(engine: TestGateway, job_id: str) -> bool:
+    events = engine.events.get(job_id)
+    return bool(events) and events[-1][2] == DONE
+
+
+async def fill(engine: TestGateway, priority: str) -> list[str]:
+    """Four streams that take all four blocks, and each wants two."""
+    jobs = [
+        engine.submit(priority=priority, prompts=[STORY], sampling={**GREEDY, "max_tokens": 240})
+        for _ in range(4)
+    ]
+    for job in jobs:
+        await engine.spoken(job, 60)
+    return jobs
+
+
+@pytest.mark.parametrize(("newcomer", "overtakes"), [("high", True), ("low", False)])
+async def test_a_more_important_one_overtakes_those_that_run(
+    engine: TestGateway, newcomer: str, overtakes: bool
+) -> None:
+    running = await fill(engine, "low")
+    last = engine.submit(priority=newcomer, prompts=[STORY], sampling={**GREEDY, "max_tokens": 30})
+    await engine.ended(last)
+    ended_before = [job for job in running if is_over(engine, job)]
+    for job in running:
+        await engine.ended(job)
+
+    if overtakes:
+        assert ended_before == [], "it had a block before anybody who ran was done: one was preempted"
+    else:
+        assert ended_before, "it had to wait for one that ran"
+    texts = {engine.text(job) for job in running}
+    assert len(texts) == 1, "who was preempted has lost and doubled nothing"
+    assert all(len(engine.tokens(job)) == 240 for job in running)
