@@ -19,17 +19,19 @@ pytestmark = pytest.mark.vllm
 
 NAME = "short"
 CONTEXT = 512
-# SmolLM2 in float32 takes 46,080 bytes a token; a block on the CPU is 128 tokens.
-KV_BYTES = 4 * 128 * 46_080
-STORY = "Once upon a time, in a small village by the sea, there lived"
+# SmolLM2 in float32 takes 46,080 bytes a token; a block on the CPU is 128 tokens, and one block is vLLM's own.
+KV_BYTES = (4 + 1) * 128 * 46_080
+BEGINNING = "Once upon a time, in a small village by the sea, there lived"
+STORY = " ".join([BEGINNING] * 8)  # nearly a block
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
+TOKENS = 24  # with the prompt more than a block
 
 
 @pytest.fixture(scope="module")
 def short_of_memory(
     vllm_redis: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """An engine whose cache has four blocks."""
+    """An engine whose cache has four blocks for its streams."""
     log = tmp_path_factory.mktemp("short") / "engine.log"
     spec = ReplicaSpec(
         replica=NAME,
@@ -85,11 +87,11 @@ def is_over(engine: TestGateway, job_id: str) -> bool:
 async def fill(engine: TestGateway, priority: str) -> list[str]:
     """Four streams that take all four blocks, and each wants two."""
     jobs = [
-        engine.submit(priority=priority, prompts=[STORY], sampling={**GREEDY, "max_tokens": 240})
+        engine.submit(priority=priority, prompts=[STORY], sampling={**GREEDY, "max_tokens": TOKENS})
         for _ in range(4)
     ]
     for job in jobs:
-        await engine.spoken(job, 60)
+        await engine.spoken(job)
     return jobs
 
 
@@ -98,7 +100,7 @@ async def test_a_more_important_one_overtakes_those_that_run(
     engine: TestGateway, newcomer: str, overtakes: bool
 ) -> None:
     running = await fill(engine, "low")
-    last = engine.submit(priority=newcomer, prompts=[STORY], sampling={**GREEDY, "max_tokens": 30})
+    last = engine.submit(priority=newcomer, prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 4})
     await engine.ended(last)
     ended_before = [job for job in running if is_over(engine, job)]
     for job in running:
@@ -110,4 +112,4 @@ async def test_a_more_important_one_overtakes_those_that_run(
         assert ended_before, "it had to wait for one that ran"
     texts = {engine.text(job) for job in running}
     assert len(texts) == 1, "who was preempted has lost and doubled nothing"
-    assert all(len(engine.tokens(job)) == 240 for job in running)
+    assert all(len(engine.tokens(job)) == TOKENS for job in running)

@@ -1,0 +1,82 @@
+"""Who is more important does not wait for the KV cache of who is less.
+
+vLLM's priority scheduling admits in the order of importance, and where two that run want the same block, the less
+important one gives way. But one that waits to be admitted waits until somebody who runs is done, however long that
+takes. Here a less important one gives way to it, too: vLLM preempts it as it does itself, and later goes on with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+import weakref
+from typing import Any
+
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+# Each time it computes anew what it had: after so many it stays.
+MOST_TIMES = 3
+
+logger = logging.getLogger(__name__)
+# By scheduler: who was the first of those that waited, and stayed so for a whole step.
+_passed_over: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def with_overtaking() -> None:
+    """Have each of vLLM's schedulers make way before it plans a step."""
+    plan: Any = Scheduler.schedule
+    if hasattr(plan, "__wrapped__"):
+        return
+
+    @functools.wraps(plan)
+    def schedule(self: Scheduler, *args: Any, **kwargs: Any) -> Any:
+        make_way(self)
+        return plan(self, *args, **kwargs)
+
+    Scheduler.schedule = schedule  # type: ignore[method-assign]
+
+
+def make_way(scheduler: Scheduler) -> None:
+    """Preempt as few of the less important as the first of those that wait needs to be admitted."""
+    first = _first_waiting(scheduler)
+    if first is None:
+        _passed_over.pop(scheduler, None)
+        return
+    # What it shares with others in the cache it does not need: only the scheduler knows, and it has tried.
+    if _passed_over.get(scheduler) != first.request_id:
+        _passed_over[scheduler] = first.request_id
+        return
+    while _is_short(scheduler, first):
+        victim = max(scheduler.running, key=lambda one: (one.priority, one.arrival_time))
+        if (
+            victim.priority <= first.priority
+            or victim.num_preemptions >= MOST_TIMES
+            or not scheduler._request_blocks_can_be_freed(victim)
+        ):
+            return
+        scheduler.running.remove(victim)
+        scheduler._preempt_request(victim, time.monotonic())
+        # As vLLM does where one may be resumed in the step in which it was preempted.
+        scheduler.prev_step_scheduled_req_ids.discard(victim.request_id)
+        logger.info("%s gives way to %s", victim.request_id, first.request_id)
+
+
+def _first_waiting(scheduler: Scheduler) -> Request | None:
+    """Who would be admitted next, if only for a lack of room it is not."""
+    if scheduler.policy != SchedulingPolicy.PRIORITY or not scheduler.waiting or not scheduler.running:
+        return None
+    first = scheduler.waiting.peek_request()
+    return first if first.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) else None
+
+
+def _is_short(scheduler: Scheduler, first: Request) -> bool:
+    """Whether there is no place in the batch for it, or not enough of the cache."""
+    if not scheduler.running:
+        return False
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    needed = sum(-(-first.num_tokens // group.kv_cache_spec.block_size) for group in groups)
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    return len(scheduler.running) >= scheduler.max_num_active_reqs or free < needed
