@@ -14,11 +14,12 @@ from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
 from inference.engine_options import check_abilities, check_with_engine
 from inference.memory import device_rooms, need_of
-from inference.models import ALIVE, Deployment, Replica, Schedule
+from inference.models import ALIVE, Deployment, Replica, ReplicaState, Schedule
 from inference.notify import wake_controller
 from mmserve.errors import Conflict, InsufficientMemory, InvalidRequest
 from registry.models import ModelVersion, VersionState
 from registry.revision import bump
+from registry.stamp import Damage, in_words
 
 EDITABLE = frozenset(
     {
@@ -159,10 +160,10 @@ def check_options(deployment: Deployment) -> None:
         deployment.version.facts, 4.0 if deployment.dtype == "float32" else 2.0, deployment.tensor_parallel
     )
     context = deployment.context_length or native
-    if cost is not None and context and cost.stream_bytes(context) > deployment.kv_cache_bytes:
+    if cost is not None and context and cost.least_bytes(context) > deployment.kv_cache_bytes:
         raise InvalidRequest(
             f"kv_cache_bytes: {deployment.kv_cache_bytes} bytes do not hold one stream of {context} tokens, which "
-            f"takes {cost.stream_bytes(context)}; set more, or a shorter context_length",
+            f"takes {cost.least_bytes(context)}; set more, or a shorter context_length",
             param="kv_cache_bytes",
         )
 
@@ -214,6 +215,27 @@ def unload(version: ModelVersion, *, actor: str, reason: str = "") -> Deployment
         bump("deployment.unload", deployment.name, actor, reason, {"replicas": 0})
     wake_controller()
     return deployment
+
+
+@transaction.atomic
+def blame_files(
+    replica: str, version: ModelVersion, found: Sequence[Damage], *, renewed: bool, actor: str
+) -> None:
+    """Say which file a load failed for. What will fail again is not tried again, unless its files were renewed."""
+    row = Replica.objects.filter(pk=replica, state=ReplicaState.FAILED).first()
+    if row is None:
+        return
+    ended = row.reason or "the engine ended without a reason"
+    what = f"{version.served_id}: {in_words(found)}"
+    if renewed:
+        words = f"{what}; the node's copy was brought anew from the store. {ended}"
+    else:
+        words = f"{what}; repair the version before it is loaded. {ended}"
+    Replica.objects.filter(pk=replica).update(reason=words)
+    bump("version.damaged", version.served_id, actor, ended, {"renewed": renewed, **dict(found)})
+    if not renewed and Deployment.objects.filter(pk=row.deployment_id, failure="").update(failure=words):
+        bump("deployment.failed", row.deployment.name, actor, words)
+    wake_controller()
 
 
 def on_engine_options_proposed(options: dict[str, Any], **_: Any) -> None:

@@ -86,6 +86,8 @@ def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
 
     ``waited_s``: for how long it has been asked for.
     """
+    if deployment.failure:
+        return False
     failed = deployment.replica_set.filter(state=ReplicaState.FAILED, superseded=False).order_by("-ended_at")
     tries = failed.count()
     if tries >= MAX_TRIES:

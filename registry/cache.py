@@ -29,7 +29,7 @@ from registry.fetch import Fetcher
 from registry.manifest import ManifestEntry
 from registry.models import ModelVersion
 from registry.report import Report, quiet
-from registry.stamp import STAMP, Damage, damage, write_stamp
+from registry.stamp import STAMP, Damage, damage, in_words, write_stamp
 from registry.store.s3 import remote_files
 
 LOCK, USE, PIN, ROOM, BRINGING, REMOVED = ".lock", ".use", ".pin", ".room", ".bringing", ".removed"
@@ -177,9 +177,7 @@ def pin(version: ModelVersion, *, on: bool) -> None:
 
 def _refuse(version: ModelVersion, found: list[Damage]) -> None:
     if found:
-        path, words = found[0]
-        more = f" ({len(found) - 1} more files are damaged)" if len(found) > 1 else ""
-        raise Conflict(f"{version.served_id}: {path} {words}{more}; repair the version before it is loaded.")
+        raise Conflict(f"{version.served_id}: {in_words(found)}; repair the version before it is loaded.")
 
 
 def _bring(version: ModelVersion, manifest: list[ManifestEntry], folder: Path, report: Report) -> None:

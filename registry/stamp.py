@@ -20,6 +20,12 @@ class Damage(NamedTuple):
     words: str
 
 
+def in_words(found: Sequence[Damage]) -> str:
+    """The first of several, and how many more there are."""
+    path, words = found[0]
+    return f"{path} {words}" + (f" ({len(found) - 1} more files are damaged)" if len(found) > 1 else "")
+
+
 def write_stamp(folder: Path, paths: Iterable[str]) -> None:
     """Note size and modification time of files that were just verified; replaced by one rename."""
     stamp = {}

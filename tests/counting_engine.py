@@ -8,12 +8,15 @@ it does not load, ``rot`` turns over a weight in its sleep, ``gibberish`` change
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from inference.capacity.ladder import ASLEEP, DISCARDED, KV_RELEASED, RESTING
 from inference.engine.base import Output, Prepared
@@ -47,6 +50,7 @@ class CountingEngine(InstantEngine):
         self._data_dir = Path(os.environ["MMSERVE_DATA_DIR"])
         while spoil(self._data_dir, "stuck").exists():
             time.sleep(0.05)
+        _read(Path(model_path))
         self._device = {"weights": b"w" * WEIGHTS_BYTES, "kv": b"k" * KV_BYTES}
         self._host: bytes = b""
         self._says = FIRST_TOKEN
@@ -95,6 +99,13 @@ class CountingEngine(InstantEngine):
 
     def canary(self) -> list[int]:
         return [self._says]
+
+
+def _read(folder: Path) -> None:
+    """As far as a damaged file is noticed."""
+    json.loads((folder / "tokenizer_config.json").read_text())
+    for file in folder.glob("*.safetensors"):
+        safe_open(file, "numpy")
 
 
 def _hang(_number: int, _frame: Any) -> None:

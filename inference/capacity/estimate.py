@@ -31,6 +31,8 @@ NCCL_BYTES = 512 * MIB
 CUDA_GRAPH_BYTES_A_LAYER = 20 * MIB
 # vLLM's own choice where a deployment makes none.
 BATCHED_TOKENS = 2048
+# Of its KV cache on a CPU; on GPUs 16.
+BLOCK_TOKENS = 128
 # float32 logits, and what sampling makes of them: sorted, as probabilities.
 LOGITS_BYTES = 3 * 4
 
@@ -90,6 +92,10 @@ class KvCost:
         """A stream of so many tokens."""
         windowed = tokens if self.window is None else min(tokens, self.window)
         return self.full_bytes * tokens + self.window_bytes * windowed + self.state_bytes
+
+    def least_bytes(self, tokens: int) -> int:
+        """The smallest cache with which vLLM starts: whole blocks for one stream, and the block that it keeps."""
+        return self.stream_bytes((-(-tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS)
 
 
 def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0, tensor_parallel: int = 1) -> KvCost | None:

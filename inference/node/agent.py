@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from inference.actions import preload
+from inference.actions import blame_files, preload
 from inference.calibration import observe_growth, observe_load, options_key
 from inference.capacity.ladder import SERVING
 from inference.engine.choice import is_vllm
@@ -30,6 +30,7 @@ from inference.node.compiling import Compiling
 from inference.node.devices import abilities_of, host_budget, local_devices
 from inference.node.files import ReplicaFiles
 from inference.node.supervisor import ReplicaExit, ReplicaSupervisor
+from inference.node.suspicion import Suspicion
 from inference.node.usage import OwnEngine, usage
 from inference.notify import connection, fence, tell_gateways, tell_replica, wake_controller
 from inference.outlook import remember_load
@@ -80,6 +81,7 @@ class NodeAgent:
         # Reaped and not yet written down: the database may be away.
         self.ended: deque[ReplicaExit] = deque()
         self.files = ReplicaFiles()
+        self.suspicion = Suspicion()
         self.devices = local_devices(settings.MEMORY_BYTES)
         self.seen: dict[str, tuple[int, int]] = {}
         # By replica: the digest of the options that matter to its memory.
@@ -125,6 +127,14 @@ class NodeAgent:
         while self.ended:
             self._on_exit(self.ended[0])
             self.ended.popleft()
+        for finding in self.suspicion.findings():
+            blame_files(
+                finding.replica,
+                finding.version,
+                finding.damage,
+                renewed=finding.renewed,
+                actor=f"node {self.node.name}",
+            )
         now = timezone.now()
         reported = self._report(now)
         if not self.leaving:
@@ -373,7 +383,9 @@ class NodeAgent:
     def _on_exit(self, ended: ReplicaExit) -> None:
         self.loading_since.pop(ended.replica, None)
         self.moving.pop(ended.replica, None)
-        replica = Replica.objects.select_related("deployment").filter(pk=ended.replica).first()
+        replica = (
+            Replica.objects.select_related("deployment__version__model").filter(pk=ended.replica).first()
+        )
         asked = ended.replica in self.stopping
         self._release_jobs(ended.replica, ended.pid, ended.reason)
         self.stopping.discard(ended.replica)
@@ -381,6 +393,9 @@ class NodeAgent:
         if replica is None:
             return
         state = ReplicaState.STOPPED if asked else ReplicaState.FAILED
+        folder = self.files.held(ended.replica)
+        if folder is not None and not asked and replica.ready_at is None:
+            self.suspicion.look(ended.replica, replica.deployment.version, folder)
         # One that had served is started again at once; only failed loads count towards the backoff.
         self._end(
             replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail

@@ -71,6 +71,11 @@ class ReplicaFiles:
         self._held[replica] = coming.result()
         return self._held[replica].folder
 
+    def held(self, replica: str) -> Path | None:
+        """Where the files lie that the replica has."""
+        held = self._held.get(replica)
+        return None if held is None else held.folder
+
     def progress(self, replica: str) -> FetchProgress | None:
         """How far its files are; None if none are on their way."""
         return self._progress.get(replica)

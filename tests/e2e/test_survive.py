@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.checkpoints import damage
 from tests.counting_engine import counted, spoil
 from tests.e2e.conftest import expect
 from tests.e2e.platform import ALIVE, Platform, SecondNode, wait_until
@@ -138,6 +139,34 @@ def test_a_load_that_hangs_is_ended_and_tried_again(one: Platform) -> None:
     said = wait_until(lambda: (found := one.status("count@1"))["reason"] and found, 40, "it has failed")
     assert (said["status"], said["reason"]) == ("failed", "killed: it was not loaded within 10 s")
     stuck.unlink()
+    one.wait_ready("count")
+    one.books_balance()
+
+
+@pytest.mark.parametrize("file", ["model-1.safetensors", "tokenizer_config.json"])
+def test_a_damaged_file_that_looks_untouched_is_named_and_the_load_not_tried_again_until_it_is_repaired(
+    one: Platform, file: str
+) -> None:
+    _unload(one)
+    [(version, path)] = one.rows("SELECT id, path FROM registry_modelversion WHERE version = '1'")
+    damage(one.data_dir / "models" / path / file, keep_time=True)
+    expect(one.http.post("/v1/models/count/load", json={}), 202)
+    wait_until(lambda: file in (one.status("count@1")["reason"] or ""), 40, "the file is named")
+    wait_until(lambda: _places(one) == [], 20, "no try is on its way")
+    said = one.status("count@1")
+    assert said["status"] == "failed"
+    assert said["reason"].startswith(f"count@1: {file} has the SHA-256 ")
+    assert "exited with code 70: " in said["reason"], "what the engine said of it"
+    tries = one.rows("SELECT count(*) FROM inference_replica WHERE state = 'failed' AND NOT superseded")
+    assert tries[0][0] <= 2, "it fails once, and may fail again while its files are hashed"
+    events = expect(one.http.get("/v1/registry/events?kind=version.damaged"), 200)["results"]
+    assert file in events[0]["data"]
+
+    expect(one.http.post(f"/v1/registry/versions/{version}/verify", json={"repair": True}), 202)
+    repaired = "SELECT count(*) FROM registry_event WHERE kind = 'version.repaired'"
+    before = one.rows(repaired)[0][0]
+    wait_until(lambda: one.rows(repaired)[0][0] > before, 40, "it is repaired")
+    expect(one.http.post("/v1/models/count/load", json={}), 202)
     one.wait_ready("count")
     one.books_balance()
 

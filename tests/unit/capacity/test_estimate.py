@@ -126,6 +126,15 @@ def test_windows_and_states_bound_a_stream(name: str, tokens: int, expected: int
     assert cost.stream_bytes(tokens) == expected
 
 
+@pytest.mark.parametrize(("tokens", "blocks"), [(1, 2), (128, 2), (129, 3), (512, 5)])
+def test_the_smallest_cache_has_whole_blocks_and_one_that_vllm_keeps(tokens: int, blocks: int) -> None:
+    # SmolLM2 in float32, as tests/integration/engine/test_vllm_priority.py starts it: 4 blocks were refused.
+    cost = kv_cost({"layers": 30, "kv_heads": 3, "head_size": 64}, 4.0)
+
+    assert cost is not None
+    assert cost.least_bytes(tokens) == blocks * 128 * 46_080
+
+
 def test_a_pure_state_model_has_no_cache(tmp_path: Path) -> None:
     config = llama(64, 2560, 1, 1, model_type="mamba", intermediate_size=5120, state_size=16, conv_kernel=4)
     cost = kv_cost(read_facts(write_checkpoint(tmp_path, config)).as_dict())
