@@ -66,22 +66,33 @@ def way_down(replica: Replica, deployment: Deployment, needed_bytes: int) -> Ste
 def lower(replica: Replica, deployment: Deployment, needed_bytes: int) -> int:
     """Have a replica give back so many bytes of each of its devices; how many it will.
 
-    It goes no deeper than it must. What has no rung to rest on is stopped: its deployment sleeps, nobody wishes for it.
+    It goes no deeper than it must, from where it is: from a middle rung to a deeper one, too. What has no rung to rest on
+    is stopped: its deployment sleeps, nobody wishes for it.
     """
     step = way_down(replica, deployment, max(0, needed_bytes))
     if step is None:
         return 0
     if step.rung in RESTING:
         changed = Replica.objects.filter(
-            pk=replica.pk, state=ReplicaState.READY, stop_requested=False, wanted_rung=SERVING
+            pk=replica.pk,
+            state=ReplicaState.READY,
+            stop_requested=False,
+            rung=replica.rung,
+            wanted_rung=replica.rung,
         ).update(wanted_rung=step.rung)
-        if changed:
-            replica.wanted_rung = step.rung
-            wake_node(replica.device.node.name)
-            log.info("%s is to rest as %s", replica, step.rung)
+        if not changed:
+            return 0
+        replica.wanted_rung = step.rung
+        wake_node(replica.device.node.name)
+        log.info("%s is to rest as %s", replica, step.rung)
     elif is_resting(replica):
         request_stop(replica)
     return step.freed_bytes
+
+
+def on_its_way_down(replica: Replica) -> bool:
+    """Whether it has not yet given back all that it is to."""
+    return is_resting(replica) and LADDER.index(replica.rung) < LADDER.index(replica.wanted_rung)
 
 
 def missing_bytes(replica: Replica, deployment: Deployment) -> int:

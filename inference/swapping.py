@@ -20,7 +20,15 @@ from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.notify import connection
 from inference.protocol import PRIORITIES, queue_name
-from inference.rungs import can_be_raised, devices_of, held_by, is_resting, lower, missing_bytes
+from inference.rungs import (
+    can_be_raised,
+    devices_of,
+    held_by,
+    is_resting,
+    lower,
+    missing_bytes,
+    on_its_way_down,
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +129,10 @@ class Swapper:
                         leaving[device] += replica.reserved_bytes
         for row in deployments:
             for replica in replicas[row.pk]:
-                if is_resting(replica) and replica.rung == SERVING:
+                if on_its_way_down(replica):
+                    held = held_by(replica, row)
                     for device in devices_of(replica):
-                        leaving[device] += held_by(replica, row).freed_by(replica.wanted_rung)
+                        leaving[device] += held.freed_by(replica.wanted_rung) - held.freed_by(replica.rung)
         for row in asking:
             resting = [replica for replica in replicas[row.pk] if not replica.stop_requested]
             if any(can_be_raised(replica, row, list(rooms.values())) for replica in resting):
@@ -170,7 +179,7 @@ class Swapper:
                 for replica in replicas[by_pk.pk]
                 if room.id in devices_of(replica)
                 and not replica.stop_requested
-                and (not by_pk.asleep or replica.rung != SERVING)
+                and (not by_pk.asleep or (replica.rung != SERVING and not on_its_way_down(replica)))
                 and by_pk.pk != row.pk
             ]
             free = room.free_bytes + leaving[room.id]

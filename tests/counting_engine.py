@@ -82,7 +82,7 @@ class CountingEngine(InstantEngine):
             self._host = bytes(bytearray(self._device["weights"]))
         if rung in (ASLEEP, DISCARDED):
             del self._device["weights"]
-        del self._device["kv"]
+        self._device.pop("kv", None)
         assert rung in (KV_RELEASED, ASLEEP, DISCARDED)
         return before - sum(map(len, self._device.values()))
 

@@ -7,7 +7,8 @@
     stopped       no process; the files are on the node's disk
     remote        the files are in the store only
 
-From one of the middle rungs vLLM goes up again or ends: there is no way from one of them to a deeper one.
+While its weights are on the device a replica goes down to any rung below. From ``asleep`` it wakes or ends: the device
+would have nothing of a step to ``discarded``, and vLLM makes none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SERVING, KV_RELEASED, ASLEEP, DISCARDED, STOPPED, REMOTE = (
 LADDER = (SERVING, KV_RELEASED, ASLEEP, DISCARDED, STOPPED, REMOTE)
 # On these a replica keeps its process, and some memory.
 RESTING = (KV_RELEASED, ASLEEP, DISCARDED)
+# The ways from a rung to others that keep the process.
+DEEPER: Mapping[str, tuple[str, ...]] = {SERVING: RESTING, KV_RELEASED: (ASLEEP, DISCARDED)}
 # Of a load from files, until the way back from a rung was measured: mapping a cache again, copying weights over the
 # bus, reading weights without starting a process.
 SHARE_OF_A_LOAD = {SERVING: 0.0, KV_RELEASED: 0.02, ASLEEP: 0.1, DISCARDED: 0.5, STOPPED: 1.0, REMOTE: 1.0}
@@ -73,10 +76,9 @@ def steps_down(
     ladder: Sequence[str], at: str, held: Held, *, load_s: float, measured: Mapping[str, float]
 ) -> list[Step]:
     """Every way down from a rung, the least deep first. ``stopped`` is always one of them."""
-    below = [rung for rung in LADDER if LADDER.index(rung) > LADDER.index(at)]
-    possible = [rung for rung in below if rung == STOPPED or (rung in ladder and rung in RESTING)]
-    if at in RESTING:
-        possible = [STOPPED]
+    possible = [rung for rung in DEEPER.get(at, ()) if rung in ladder]
+    if LADDER.index(at) < LADDER.index(STOPPED):
+        possible.append(STOPPED)
     return [
         Step(
             rung=rung,

@@ -185,6 +185,7 @@ class VllmEngine:
             self._engine.sleep(level=0)  # no more than a pause
             self._engine.release_kv_cache_memory()
         else:
+            # What is released already vLLM leaves as it is.
             self._engine.sleep(level=SLEEP_LEVELS[rung])
         self._rung = rung
         return max(0, self._free_bytes() - before)

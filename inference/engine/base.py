@@ -84,7 +84,10 @@ class Engine(Protocol):
         """Bytes by part on each of its devices, as far as it can tell; cheap, called by another thread at each beat."""
 
     def sleep(self, rung: str) -> int:
-        """Go down to one of its rungs; bytes freed on each device. Nothing may be in the batch."""
+        """Go down to one of its rungs, from serving or from one that leads there (``DEEPER`` of the ladder).
+
+        Bytes that this step frees on each device. Nothing may be in the batch.
+        """
 
     def wake(self) -> None:
         """Have weights and KV cache on the device again."""

@@ -39,13 +39,14 @@ class Rest:
         self.rung = Rung()
 
     def lie_down(self, rung: str) -> Rung:
-        """Note what it is, and go down."""
+        """Go down; from serving, note what it is before."""
         engine = self._engine
-        self._before = (engine.fingerprint(), engine.canary())
+        if self.rung.name == SERVING:
+            self._before = (engine.fingerprint(), engine.canary())
         process = psutil.Process(os.getpid())
         resident = process.memory_info().rss
-        freed = engine.sleep(rung)
-        host = max(0, process.memory_info().rss - resident)
+        freed = self.rung.freed_bytes + engine.sleep(rung)
+        host = self.rung.host_bytes + max(0, process.memory_info().rss - resident)
         logger.info("rests as %s: %d bytes freed, %d of host memory taken", rung, freed, host)
         self.rung = Rung(rung, freed, host, self.rung.woke_from, self.rung.woke_s)
         return self.rung

@@ -22,7 +22,7 @@ import rq
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
-from inference.capacity.ladder import SERVING
+from inference.capacity.ladder import DEEPER, SERVING
 from inference.engine import rqkeys
 from inference.engine.base import Engine, EventTail, Output, TellStage, Usage
 from inference.engine.courier import Courier
@@ -227,18 +227,17 @@ class EngineWorker(rq.Worker):
     def _lie_down(self, rung: str, deadline_s: float) -> None:
         """Asked again and again until the beats say that it rests."""
         busy = self._drain_until is not None or self._going_down is not None
-        if busy or self._is_resting or rung not in self._engine.rungs:
+        if busy or rung not in self._engine.rungs or rung not in DEEPER.get(self._rest.rung.name, ()):
             return
         self._going_down = (rung, time.time() + max(0.0, deadline_s))
         self._courier.rest(self._rest.rung)
 
     def _get_up(self) -> None:
-        if self._going_down is not None:
-            self._going_down = None
-        elif self._is_resting:
+        was_going_down, self._going_down = self._going_down is not None, None
+        if self._is_resting:
             self._courier.waking()
             self._rest.get_up()
-        else:
+        elif not was_going_down:
             return
         if self._drain_until is None:
             self._courier.serve_again(self._rest.rung)

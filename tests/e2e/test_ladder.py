@@ -81,6 +81,40 @@ def test_a_neighbour_takes_the_cache_alone_and_gives_it_back(
     counting.books_balance()
 
 
+def test_one_whose_cache_is_taken_goes_down_a_rung_further_when_more_is_wanted(
+    counting: Platform, up: psutil.Process, big: str
+) -> None:
+    served = _row(counting, "count-1")["reserved"]
+    expect(counting.http.post(f"/v1/models/{big}/load", json={}), 202)
+    counting.wait_ready(big)
+    expect(counting.http.post(f"/v1/models/{big}/unload", json={}), 202)
+    wait_until(lambda: counting.status(big)["status"] == "unloaded", 40, "its memory is free again")
+    lower = _row(counting, "count-1")
+    assert lower["rung"] == "kv_released", "nobody has asked for it"
+    resident = up.memory_info().rss
+
+    # Now the cache is not enough: a part of the weights' room is wanted as well.
+    kv_cache_bytes = BUDGET - lower["reserved"] + WEIGHTS_BYTES // 2 - (served - KV_BYTES)
+    bigger = register_count(counting, "bigger", kv_cache_bytes=kv_cache_bytes, min_residency_s=0)
+    expect(counting.http.post(f"/v1/models/{bigger}/load", json={}), 202)
+    counting.wait_ready(bigger)
+    deep = _row(counting, "count-1")
+    assert (deep["pid"], deep["rung"]) == (up.pid, "asleep")
+    assert served - deep["reserved"] == KV_BYTES + WEIGHTS_BYTES
+    assert deep["host"] > 0.9 * WEIGHTS_BYTES
+    assert resident - up.memory_info().rss < WEIGHTS_BYTES // 2, "its weights are in host memory now"
+
+    held = Reader(counting, ASK)
+    assert (held.finished().error, held.text) == (None, counted(20))
+    wait_until(lambda: _row(counting, "count-1")["rung"] == "serving", 10, "its row says that it serves")
+    again = _row(counting, "count-1")
+    assert (again["pid"], again["reserved"]) == (up.pid, served)
+    assert again["wake_seconds"]["asleep"] > 0
+    counting.books_balance()
+    expect(counting.http.post(f"/v1/models/{bigger}/unload", json={}), 202)
+    wait_until(lambda: counting.status(bigger)["status"] == "unloaded", 40, "it is unloaded")
+
+
 def test_an_idle_one_sleeps_in_host_memory_and_the_same_process_wakes(
     counting: Platform, up: psutil.Process
 ) -> None:

@@ -60,11 +60,32 @@ def test_the_measured_way_back_decides() -> None:
     assert (step.rung, step.back_s) == (DISCARDED, 2.0)
 
 
-def test_from_a_middle_rung_there_is_only_the_end_and_it_frees_the_rest() -> None:
-    for rung in RESTING:
+def test_from_where_the_weights_are_in_host_memory_or_gone_there_is_only_the_end_and_it_frees_the_rest() -> None:
+    for rung in (ASLEEP, DISCARDED):
         [step] = steps_down(GPU, rung, HELD, load_s=30.0, measured={})
         assert step.rung == STOPPED
         assert step.freed_bytes == HELD.total_bytes - HELD.freed_by(rung)
+
+
+@pytest.mark.parametrize(
+    ("needed", "host_free", "rung"),
+    [
+        (14 * GIB, 100 * GIB, ASLEEP),
+        (14 * GIB, 13 * GIB, DISCARDED),
+        (15 * GIB, 100 * GIB, STOPPED),
+    ],
+)
+def test_one_whose_cache_is_released_goes_down_further_and_frees_what_it_has_left(
+    needed: int, host_free: int, rung: str
+) -> None:
+    step = step_down(GPU, KV_RELEASED, HELD, needed_bytes=needed, host_free_bytes=host_free, load_s=30.0)
+    assert step is not None
+    assert (step.rung, step.freed_bytes) == (rung, HELD.freed_by(rung) - HELD.kv_cache_bytes)
+
+
+def test_what_a_device_does_not_have_is_no_step_from_a_middle_rung_either() -> None:
+    found = steps_down([SERVING, KV_RELEASED, DISCARDED, STOPPED], KV_RELEASED, HELD, load_s=30.0, measured={})
+    assert [step.rung for step in found] == [DISCARDED, STOPPED]
 
 
 def test_waking_asks_for_what_was_given_back() -> None:
