@@ -64,7 +64,7 @@ class ModelObjectSerializer(serializers.Serializer):
     why = serializers.ListField(
         child=serializers.CharField(),
         required=False,
-        help_text="why it is not running as wished; of one model only, not in the list",
+        help_text="why it is not running as wished; of one model only, and only for keys that may manage",
     )
     form = serializers.ChoiceField([EAGER, COMPILING, COMPILED], allow_null=True)
     capabilities = serializers.ListField(child=serializers.CharField())
@@ -104,15 +104,20 @@ class LoadSerializer(StrictSerializer):
     reason = reason_field(MAX_QUERY_REASON_CHARS)
 
 
-def object_of(model_id: str) -> dict[str, Any]:
+def manages(request: Request) -> bool:
+    """Whether it may see nodes and their memory: an operator's session, or a key with the scope ``manage``."""
+    return request.auth is None or "manage" in request.auth.scopes
+
+
+def object_of(model_id: str, *, why: bool) -> dict[str, Any]:
     """The object of what an id names: a model, one of its versions or aliases, a route, or ``auto``."""
     route = route_object(model_id)
     if route is not None:
         return route
     found = find(model_id)
     if isinstance(found, Model):
-        return whole_object(found)
-    return version_object(found.version if isinstance(found, Alias) else found, model_id)
+        return whole_object(found, why=why)
+    return version_object(found.version if isinstance(found, Alias) else found, model_id, why=why)
 
 
 class Models(APIView):
@@ -134,7 +139,7 @@ class OneModel(APIView):
     @extend_schema(operation_id="retrieve_model", responses=ModelObjectSerializer)
     def get(self, request: Request, model_id: str) -> Response:
         """Its object, with its status."""
-        return Response(object_of(model_id))
+        return Response(object_of(model_id, why=manages(request)))
 
     @extend_schema(
         operation_id="delete_model",
@@ -211,7 +216,7 @@ class Load(APIView):
         """Wish for replicas; refused, with figures, if they could not fit."""
         body = checked(LoadSerializer, request)
         actions.load(find_version(model_id), actor=actor_of(request), **body)
-        return Response(object_of(model_id), status=status.HTTP_202_ACCEPTED)
+        return Response(object_of(model_id, why=True), status=status.HTTP_202_ACCEPTED)
 
 
 class Unload(APIView):
@@ -224,7 +229,7 @@ class Unload(APIView):
         """Requests that run finish first."""
         body = checked(ReasonSerializer, request)
         actions.unload(find_version(model_id), actor=actor_of(request), **body)
-        return Response(object_of(model_id), status=status.HTTP_202_ACCEPTED)
+        return Response(object_of(model_id, why=True), status=status.HTTP_202_ACCEPTED)
 
 
 class TextField(serializers.CharField):

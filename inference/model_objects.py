@@ -20,18 +20,18 @@ def with_versions(models: QuerySet[Model]) -> QuerySet[Model]:
     )
 
 
-def whole_object(model: Model) -> dict[str, Any]:
-    """One model's object, and why what it means is not running."""
+def whole_object(model: Model, *, why: bool) -> dict[str, Any]:
+    """One model's object, and if asked for, why what it means is not running."""
     row = with_versions(Model.objects.filter(pk=model.pk)).get()
     meant = _meant(row)
     return {
         **model_object(row, statuses(row.versions.all())),
-        "why": why_not_running(meant) if meant else [],
+        **({"why": why_not_running(meant) if meant else []} if why else {}),
     }
 
 
-def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
-    """The object of one version, under the id that was asked for."""
+def version_object(version: ModelVersion, asked_id: str, *, why: bool) -> dict[str, Any]:
+    """The object of one version, under the id that was asked for; if asked for, why it is not running."""
     return {
         "id": asked_id,
         "object": "model",
@@ -39,7 +39,7 @@ def version_object(version: ModelVersion, asked_id: str) -> dict[str, Any]:
         "owned_by": version.model.owner,
         "version": version.version,
         **_of_version(version, statuses([version])[version.pk]),
-        "why": why_not_running(version),
+        **({"why": why_not_running(version)} if why else {}),
     }
 
 

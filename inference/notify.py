@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -55,6 +56,16 @@ def wake_controller() -> None:
 def wake_node(name: str) -> None:
     """Let a node look at its replicas' rows now."""
     transaction.on_commit(lambda: _publish(node_channel(name)))
+
+
+def wake_when(stop: threading.Event, channel: str) -> None:
+    """Have a loop that listens on this channel look up as soon as it is asked to stop."""
+
+    def wait() -> None:
+        stop.wait()
+        _publish(channel)
+
+    threading.Thread(target=wait, name="wake", daemon=True).start()
 
 
 def tell_gateways(message: dict[str, Any]) -> None:

@@ -66,8 +66,8 @@ def way_down(replica: Replica, deployment: Deployment, needed_bytes: int) -> Ste
 def lower(replica: Replica, deployment: Deployment, needed_bytes: int) -> int:
     """Have a replica give back so many bytes of each of its devices; how many it will.
 
-    It goes no deeper than it must, from where it is: from a middle rung to a deeper one, too. What has no rung to rest on
-    is stopped: its deployment sleeps, nobody wishes for it.
+    It goes no deeper than it must, from where it is: from a middle rung to a deeper one, too. What has no rung to
+    rest on is stopped: its deployment sleeps, nobody wishes for it.
     """
     step = way_down(replica, deployment, max(0, needed_bytes))
     if step is None:

@@ -11,6 +11,7 @@ from rest_framework.response import Response
 
 from mmserve.key_actions import EDITABLE, change_key, create_key, revoke_key
 from mmserve.models import MAX_PATTERNS, SCOPES, AccessKey
+from registry.conditional import ConditionalWrites
 from registry.pagination import NewestFirst
 from registry.rest import ReasonSerializer, StrictSerializer, actor_of, checked, reason_field
 from routing.models import Team
@@ -76,13 +77,16 @@ class KeyChangeSerializer(StrictSerializer, serializers.ModelSerializer):
 class CreatedKeySerializer(KeySerializer):
     """The only answer that ever holds the key."""
 
-    key = serializers.CharField(read_only=True)
+    key = serializers.CharField(
+        required=False,
+        help_text="in the first answer only: a repeated Idempotency-Key is answered without it",
+    )
 
     class Meta(KeySerializer.Meta):
         fields = (*KeySerializer.Meta.fields, "key")
 
 
-class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
+class KeyViewSet(ConditionalWrites, mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
     """Access keys: create, look at, change their limits, revoke."""
 
     queryset = AccessKey.objects.select_related("team")
@@ -97,6 +101,10 @@ class KeyViewSet(mixins.DestroyModelMixin, viewsets.ReadOnlyModelViewSet):
         body: dict[str, Any] = checked(KeySerializer, request)
         key, raw = create_key(user=request.user, actor=actor_of(request), **body)
         return Response({**KeySerializer(key).data, "key": raw}, status=status.HTTP_201_CREATED)
+
+    def kept(self, data: Any) -> Any:
+        """Without the key, which is stored nowhere."""
+        return {name: value for name, value in data.items() if name != "key"} if data else data
 
     @extend_schema(request=KeyChangeSerializer, responses=KeySerializer)
     def partial_update(self, request: Request, pk: str) -> Response:

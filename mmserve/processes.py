@@ -28,6 +28,7 @@ class Child:
     name: str
     command: Sequence[str]
     grace_s: float = 10.0
+    wave: int = 0  # a stop asks those of the highest wave first, all of a wave at once
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
@@ -81,16 +82,28 @@ class ProcessGroup:
                 self.start(child)
 
     def stop(self) -> None:
-        """SIGTERM in reverse order of start, one after the other; SIGKILL after each one's grace."""
-        for child in reversed(self.children):
-            if child.process is None or child.process.poll() is not None:
-                continue
-            child.process.terminate()
-            try:
-                child.process.wait(child.grace_s)
-            except subprocess.TimeoutExpired:
-                log.warning("%s did not stop within %.0f s: killed", child.name, child.grace_s)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, signal.SIGKILL)
-                child.process.wait()
+        """SIGTERM wave by wave; SIGKILL after each one's grace."""
+        for wave in sorted({child.wave for child in self.children}, reverse=True):
+            leaving = [child for child in self.children if child.wave == wave and _lives(child)]
+            asked_at = time.monotonic()
+            for child in leaving:
+                assert child.process is not None
+                child.process.terminate()
+            for child in leaving:
+                _wait(child, asked_at)
         self.children.clear()
+
+
+def _lives(child: Child) -> bool:
+    return child.process is not None and child.process.poll() is None
+
+
+def _wait(child: Child, asked_at: float) -> None:
+    assert child.process is not None
+    try:
+        child.process.wait(max(0.0, asked_at + child.grace_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        log.warning("%s did not stop within %.0f s: killed", child.name, child.grace_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait()

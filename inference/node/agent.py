@@ -310,6 +310,7 @@ class NodeAgent:
         )
         started_with = self.started_with.pop(str(replica.pk), None)
         if promoted:
+            self.suspicion.forget(replica.deployment.version)
             # Tries are counted in a row.
             failed = Replica.objects.filter(deployment=replica.deployment_id, state=ReplicaState.FAILED)
             failed.filter(superseded=False).update(superseded=True)

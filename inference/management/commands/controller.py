@@ -15,7 +15,7 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 
 from inference.leases import NodeLeases
-from inference.notify import connection
+from inference.notify import connection, wake_when
 from inference.outlook import Outlook
 from inference.protocol import CONTROLLER_CHANNEL
 from inference.reconcile import reconcile
@@ -51,6 +51,7 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        wake_when(stop, CONTROLLER_CHANNEL)
         client = connection()
         me = uuid.uuid4().hex
         lease = client.register_script(LEASE_LUA)

@@ -15,7 +15,7 @@ from django.db import DatabaseError, close_old_connections
 
 from inference.node.agent import NodeAgent, NodeReplaced, watched_beat
 from inference.node.supervisor import ReplicaSupervisor
-from inference.notify import connection
+from inference.notify import connection, wake_when
 from inference.protocol import node_channel
 
 log = logging.getLogger("node")
@@ -36,6 +36,7 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        wake_when(stop, node_channel(options["name"]))
         supervisor = ReplicaSupervisor(
             beat=watched_beat,
             stuck_after_s=settings.ENGINE_STUCK_S,

@@ -81,12 +81,17 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0, interactive=False)
         credentials = ensure_credentials()
         daphne = shutil.which("daphne", path=str(Path(sys.executable).parent)) or "daphne"
-        group.start(Child("controller", [*manage, "controller"]))
-        group.start(Child("node", [*manage, "node"], grace_s=settings.DRAIN_S + 15.0))
-        group.start(Child("ops", [*manage, "rqworker", "ops"]))
+        # At a stop the gateway goes first and Redis last: engines say their last words to it.
+        group.start(Child("controller", [*manage, "controller"], wave=1))
+        group.start(Child("node", [*manage, "node"], grace_s=settings.DRAIN_S + 15.0, wave=1))
+        group.start(Child("ops", [*manage, "rqworker", "ops"], wave=1))
         bind = ["-b", settings.HOST, "-p", str(settings.PORT)]
         group.start(
-            Child("gateway", [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"])
+            Child(
+                "gateway",
+                [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"],
+                wave=2,
+            )
         )
         self._wait_for_gateway(group, credentials["url"])
         self._banner(credentials)

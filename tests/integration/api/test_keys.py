@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from rest_framework.test import APIClient
 from mmserve.errors import Conflict, InvalidRequest
 from mmserve.key_actions import create_key, revoke_key
 from mmserve.models import AccessKey
-from registry.models import Event
+from registry.models import Event, IdempotentRequest
 from tests.integration.api.conftest import client_with
 
 
@@ -174,3 +175,35 @@ def test_a_revoked_key_is_not_changed(manager: APIClient, infer_key: tuple[Acces
     revoke_key(key, actor="tests")
 
     assert manager.patch(f"/v1/registry/keys/{key.pk}", {"priority": "low"}, format="json").status_code == 409
+
+
+def test_a_repeated_idempotency_key_makes_no_second_key_and_does_not_give_the_first_one_away(
+    manager: APIClient,
+) -> None:
+    def ask(**body: Any) -> Any:
+        return manager.post("/v1/registry/keys", body, format="json", HTTP_IDEMPOTENCY_KEY="once-1")
+
+    first = ask(name="app")
+    again = ask(name="app")
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again["Idempotency-Replayed"] == "true"
+    assert "key" not in again.json()
+    raw = first.json()["key"]
+    assert {**again.json(), "key": raw} == first.json()
+    assert AccessKey.objects.filter(name="app").count() == 1
+    kept = IdempotentRequest.objects.get(key="once-1")
+    assert raw not in json.dumps(kept.body), "the text of a key is stored nowhere"
+    assert ask(name="other").status_code == 422
+    assert client_with(raw).get("/v1/models").status_code == 200
+
+
+def test_a_key_that_somebody_changed_meanwhile_is_not_overwritten(
+    manager: APIClient, infer_key: tuple[AccessKey, str]
+) -> None:
+    path = f"/v1/registry/keys/{infer_key[0].pk}"
+    seen = manager.get(path)["ETag"]
+    assert manager.patch(path, {"max_concurrency": 3}, format="json", HTTP_IF_MATCH=seen).status_code == 200
+    lost = manager.patch(path, {"max_concurrency": 4}, format="json", HTTP_IF_MATCH=seen)
+    assert (lost.status_code, lost.json()["error"]["code"]) == (412, "precondition_failed")
+    assert manager.get(path).json()["max_concurrency"] == 3

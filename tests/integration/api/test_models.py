@@ -390,14 +390,19 @@ def test_a_plan_says_by_part_what_it_takes_and_on_which_devices_it_fits(
     assert "of a budget of 0.9 GiB" in on["here/gpu:0"]["reason"]
 
 
-def test_why_it_is_not_running_stands_beside_the_status(
-    reader: APIClient, deployment: Deployment, device: Device
+def test_why_it_is_not_running_stands_beside_the_status_for_those_who_may_manage(
+    manager: APIClient, reader: APIClient, deployment: Deployment, device: Device
 ) -> None:
     Device.objects.update(budget_bytes=2**20)
-    found = reader.get("/v1/models/acme/echo").json()
+    found = manager.get("/v1/models/acme/echo").json()
     assert found["status"] == "loading"
     [reason] = found["why"]
     assert reason.startswith("here/cpu:0: needs ")
-    assert reader.get("/v1/models/acme/echo@1").json()["why"] == [reason]
-    one, _auto = reader.get("/v1/models").json()["data"]
+    assert manager.get("/v1/models/acme/echo@1").json()["why"] == [reason]
+    one, _auto = manager.get("/v1/models").json()["data"]
     assert "why" not in one
+    for path in ("/v1/models/acme/echo", "/v1/models/acme/echo@1"):
+        answer = reader.get(path)
+        assert answer.status_code == 200
+        assert "why" not in answer.json()
+        assert "here/" not in answer.content.decode(), "no node's name"

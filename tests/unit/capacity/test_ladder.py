@@ -60,7 +60,9 @@ def test_the_measured_way_back_decides() -> None:
     assert (step.rung, step.back_s) == (DISCARDED, 2.0)
 
 
-def test_from_where_the_weights_are_in_host_memory_or_gone_there_is_only_the_end_and_it_frees_the_rest() -> None:
+def test_from_where_the_weights_are_in_host_memory_or_gone_there_is_only_the_end_and_it_frees_the_rest() -> (
+    None
+):
     for rung in (ASLEEP, DISCARDED):
         [step] = steps_down(GPU, rung, HELD, load_s=30.0, measured={})
         assert step.rung == STOPPED
@@ -84,7 +86,9 @@ def test_one_whose_cache_is_released_goes_down_further_and_frees_what_it_has_lef
 
 
 def test_what_a_device_does_not_have_is_no_step_from_a_middle_rung_either() -> None:
-    found = steps_down([SERVING, KV_RELEASED, DISCARDED, STOPPED], KV_RELEASED, HELD, load_s=30.0, measured={})
+    found = steps_down(
+        [SERVING, KV_RELEASED, DISCARDED, STOPPED], KV_RELEASED, HELD, load_s=30.0, measured={}
+    )
     assert [step.rung for step in found] == [DISCARDED, STOPPED]
 
 

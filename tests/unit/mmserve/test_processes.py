@@ -1,0 +1,47 @@
+"""The children of `up` end in waves: whoever the others need ends last."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mmserve.processes import Child, ProcessGroup
+
+# Says that it runs, and when asked to end: that it was asked, and after the others are told, that it goes.
+SAYS = """
+import signal, sys, threading
+name, journal, waits_for = sys.argv[1:]
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: asked.set())
+def say(word):
+    with open(journal, "a") as file:
+        file.write(f"{name} {word}\\n")
+say("runs")
+asked.wait()
+say("asked")
+while waits_for and f"{waits_for} asked" not in open(journal).read():
+    asked.clear()
+    asked.wait(0.01)
+say("ends")
+"""
+
+
+def test_all_of_a_wave_are_asked_at_once_and_the_next_wave_only_when_they_have_ended(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    group = ProcessGroup(tmp_path)
+
+    def child(name: str, wave: int, waits_for: str = "") -> Child:
+        return Child(name, [sys.executable, "-c", SAYS, name, str(journal), waits_for], wave=wave)
+
+    # Both of a wave wait for each other: one after the other they would never end.
+    for one in (child("store", 0), child("a", 1, "b"), child("b", 1, "a"), child("door", 2)):
+        group.start(one)
+    while not journal.exists() or journal.read_text().count("runs") < 4:
+        assert all(one.process is not None and one.process.poll() is None for one in group.children)
+    group.stop()
+
+    said = journal.read_text().splitlines()[4:]
+    assert said[:2] == ["door asked", "door ends"]
+    assert set(said[2:4]) == {"a asked", "b asked"}
+    assert said[-2:] == ["store asked", "store ends"]
+    assert group.children == []
