@@ -23,6 +23,7 @@ from inference.gateway.http import HotPath  # noqa: E402
 from inference.gateway.runtime import GatewayRuntime  # noqa: E402
 from inference.gateway.websocket import SocketApp  # noqa: E402
 from inference.snapshot import routing_table  # noqa: E402
+from inference.tokenizer_files import tokenizer_file  # noqa: E402
 from mmserve.keys import CachedAuthenticator  # noqa: E402
 from registry import revision  # noqa: E402
 from routing.spending import spent_of  # noqa: E402
@@ -37,12 +38,14 @@ runtime = GatewayRuntime(
         affinity_slack=settings.AFFINITY_SLACK,
         affinity_wait_s=settings.AFFINITY_WAIT_S,
         affinity_blocks=settings.AFFINITY_BLOCKS,
+        tokenizer_bytes=settings.TOKENIZER_BYTES,
     ),
     channel_layer=get_channel_layer(),
     authenticator=CachedAuthenticator(),
     table_source=database_sync_to_async(routing_table),
     revision_source=database_sync_to_async(revision.current),
     spend_source=database_sync_to_async(spent_of),
+    tokenizer_source=database_sync_to_async(tokenizer_file),
 )
 
 

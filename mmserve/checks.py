@@ -150,6 +150,7 @@ def fetching() -> Iterator[CheckMessage]:
     for name, count in (
         ("MMSERVE_CACHE_BYTES", settings.CACHE_BYTES),
         ("MMSERVE_FETCH_BYTES_PER_S", settings.FETCH_BYTES_PER_S),
+        ("MMSERVE_TOKENIZER_BYTES", settings.TOKENIZER_BYTES),
     ):
         if count < 0:
             yield Error(

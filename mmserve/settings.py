@@ -99,6 +99,9 @@ AFFINITY_FACTOR = env.float("MMSERVE_AFFINITY_FACTOR", default=1.25)
 AFFINITY_SLACK = env.int("MMSERVE_AFFINITY_SLACK", default=4)
 AFFINITY_WAIT_S = env.float("MMSERVE_AFFINITY_WAIT_S", default=0.25)
 AFFINITY_BLOCKS = env.int("MMSERVE_AFFINITY_BLOCKS", default=65_536)
+# How many bytes of tokenizers (their tokenizer.json) each gateway process keeps loaded, to count a prompt of which it
+# is not sure whether it fits into a candidate's context; in memory they take several times that. 0: none is counted.
+TOKENIZER_BYTES = env.int("MMSERVE_TOKENIZER_BYTES", default=64 * 2**20)
 # Prompts and answers go to logs only if an operator turns this on.
 LOG_CONTENT = env.bool("MMSERVE_LOG_CONTENT", default=False)
 LOG_LEVEL = env("MMSERVE_LOG_LEVEL", default="INFO")

@@ -32,3 +32,5 @@ class GatewayConfig:
     affinity_slack: int = 4
     affinity_wait_s: float = 0.25
     affinity_blocks: int = 65_536
+    # Files of the tokenizers that are kept loaded; 0: prompts are not counted.
+    tokenizer_bytes: int = 64 * 2**20

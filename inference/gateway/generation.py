@@ -26,11 +26,13 @@ from inference.gateway.live import LiveState
 from inference.gateway.plan import Plan
 from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
+from inference.gateway.token_counts import TokenCounts
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.assigner import decide_in_experiments
 from routing.core.cost import NANO, NO_PRICE, Prices
 from routing.core.decision import Decision, Link, RequestFacts
+from routing.core.filters import in_doubt
 from routing.core.records import AttemptRecord, counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
 
@@ -146,6 +148,7 @@ class Generator:
         affinity: Affinity,
         admission: Admission,
         controls: Controls,
+        counts: TokenCounts,
         reply_to: str,
     ) -> None:
         self._config = config
@@ -155,15 +158,31 @@ class Generator:
         self.affinity = affinity
         self._admission = admission
         self._controls = controls
+        self._counts = counts
         self._reply_to = reply_to
         self._log = DecisionLog(config.decisions_per_s)
         self.refusals = Refusals()
         self.experience = Experience(live)
         self.mover_of: Callable[[Generation], Mover] = lambda generation: stay
 
-    def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
+    async def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
         """Who would serve this; nothing is run."""
-        return self._decide(self._with_budget(facts_of(plan, decision_id, grant, self._table()), grant))
+        facts = self._with_budget(facts_of(plan, decision_id, grant, self._table()), grant)
+        return (await self._counted(plan, facts, self._decide(facts)))[1]
+
+    async def _counted(
+        self, plan: Plan, facts: RequestFacts, decision: Decision
+    ) -> tuple[RequestFacts, Decision]:
+        """The same, or decided anew with the prompt counted, where a count at hand says more than the bound."""
+        if facts.prompt_tokens_bound is None:
+            return facts, decision
+        seen = decision.judgement
+        doubtful = in_doubt(seen.slate, seen.live, facts, seen.filters)
+        counted = await self._counts.of(plan, doubtful) if doubtful else {}
+        if not counted:
+            return facts, decision
+        facts = replace(facts, counted=tuple(counted.items()))
+        return facts, self._decide(facts)
 
     def _with_budget(self, facts: RequestFacts, grant: KeyGrant) -> RequestFacts:
         """With what was heard of the tightest budget in the last second, so that another choice may still fit it."""
@@ -193,6 +212,7 @@ class Generator:
         if not decision.chain and facts is not bare:
             # What was heard of a budget is a second old: where nobody fits it, its ledger says so, or no more.
             facts, decision = bare, self._decide(bare)
+        facts, decision = await self._counted(plan, facts, decision)
         try:
             while (not decision.chain or decision.chain[0].cold) and not self._live.settled:
                 # This process has only just begun to hear beats: what it has not heard of may well be ready.

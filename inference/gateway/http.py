@@ -107,7 +107,7 @@ class Exchange:
             if path == EXPLAIN:
                 generator = await self.runtime.ready()
                 plan = self._told(parse_either(body))
-                decision = generator.decide(plan, new_id(), grant)
+                decision = await generator.decide(plan, new_id(), grant)
                 preference = generator.affinity.look(plan, decision.chosen) if decision.chosen else None
                 await self.reply(200, encode(explanation(decision, preference)))
                 return

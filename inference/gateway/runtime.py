@@ -29,6 +29,7 @@ from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.table_watch import TableWatch
 from inference.gateway.tasks import cancel_all
+from inference.gateway.token_counts import TokenCounts, TokenizerSource, no_tokenizers
 from inference.protocol import GATEWAYS, HEARTBEAT_S, REVISIONS_KEY, gateway_key, revision_report
 from mmserve.errors import Unavailable
 from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM
@@ -56,8 +57,10 @@ class GatewayRuntime:
         table_source: Callable[[], Awaitable[RoutingTable]],
         revision_source: Callable[[], Awaitable[int]],
         spend_source: SpendSource = nothing_spent,
+        tokenizer_source: TokenizerSource = no_tokenizers,
     ) -> None:
         self._spend_source = spend_source
+        self._tokenizer_source = tokenizer_source
         self.config = config
         self.authenticator = authenticator
         self.live = LiveState()
@@ -82,6 +85,7 @@ class GatewayRuntime:
         self.admission = Admission(
             self.redis, self.config, fast=self._fast, later=self._later, spend_source=self._spend_source
         )
+        self._counts = TokenCounts(self._tokenizer_source, self.config.tokenizer_bytes)
         self._connected = asyncio.Event()
         self._spawn("table", self.table.run)
         self._spawn("admission", self._fast.run)
@@ -146,6 +150,7 @@ class GatewayRuntime:
                 log.warning("could not say good-bye to Redis: %s", error)
         await cancel_all(self._tasks)
         self._tasks.clear()
+        await self._counts.close()
         if self._connected.is_set():
             self.generator.flush_refusals()
         await self._later.drain()
@@ -173,6 +178,7 @@ class GatewayRuntime:
             affinity=self.affinity,
             admission=self.admission,
             controls=self.controls,
+            counts=self._counts,
             reply_to=self._channel,
         )
         self.mirror = Mirror(self.generator, self.table.current, self.live, self.redis)

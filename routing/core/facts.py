@@ -20,6 +20,9 @@ class RequestFacts:
     prompt_tokens: int | None = None  # known only when the prompt came as tokens
     # Never fewer than the prompt has; None where nobody counted, since only a choice among contexts needs it.
     prompt_tokens_bound: int | None = None
+    # By versions (served ids) whose own tokenizer has counted: what a text has; of a chat, with the most that a
+    # template may add.
+    counted: tuple[tuple[str, int], ...] = ()
     prompt_tokens_estimate: int = 0  # about: for cost and latency
     max_tokens: int | None = None
     choices: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -115,22 +115,36 @@ def _lacks(word: str) -> Callable[[int], str]:
 
 
 def _context(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
-    needed = (request.prompt_tokens or 0) + (request.max_tokens or 0)
+    needed: Floats | int = (request.prompt_tokens or 0) + (request.max_tokens or 0)
+    if request.counted and not request.chat:
+        counts = _counts(slate, request)
+        needed = np.where(np.isnan(counts), needed, counts)
     least = slate.constraints.min_context
-    if not (needed or least):
+    if isinstance(needed, int) and not (needed or least):
         return []
     context = _contexts(slate, live)
     return [
         Filter(
             Kind.CONTEXT,
-            context < max(needed, least or 0),
+            context < (np.maximum(needed, least) if least else needed),
             lambda place: (
-                f"needs {needed} tokens of context, has {context[place]:.0f}"
-                if context[place] < needed
+                f"needs {_at(needed, place):.0f} tokens of context, has {context[place]:.0f}"
+                if context[place] < _at(needed, place)
                 else f"the route asks for {least} tokens of context, it has {context[place]:.0f}"
             ),
         )
     ]
+
+
+def _at(values: Floats | int, place: int) -> float:
+    return float(values if isinstance(values, int) else values[place])
+
+
+def _counts(slate: Slate, request: RequestFacts) -> Floats:
+    """The tokens of context that each target needs as its version's tokenizer counted; nan where none has."""
+    known, more = dict(request.counted), request.max_tokens or 0
+    found = (known.get(version.served_id) for version in slate.versions)
+    return np.array([np.nan if one is None else one + more for one in found], dtype=np.float64)
 
 
 def may_not_fit(slate: Slate, live: Floats, request: RequestFacts) -> Filter | None:
@@ -140,13 +154,31 @@ def may_not_fit(slate: Slate, live: Floats, request: RequestFacts) -> Filter | N
     """
     if request.prompt_tokens_bound is None or request.prompt_tokens is not None:
         return None
-    most = request.prompt_tokens_bound + (request.max_tokens or 0)
+    most: Floats | int = request.prompt_tokens_bound + (request.max_tokens or 0)
+    if request.counted:
+        counts = _counts(slate, request)
+        # A text that was counted either fits or is out already; of a chat, the bound has only become tighter.
+        most = np.where(np.isnan(counts), most, counts if request.chat else 0)
     context = _contexts(slate, live)
     return Filter(
         Kind.CONTEXT,
         context < most,
-        lambda place: f"may need up to {most} tokens of context, has {context[place]:.0f}",
+        lambda place: f"may need up to {_at(most, place):.0f} tokens of context, has {context[place]:.0f}",
     )
+
+
+def in_doubt(slate: Slate, live: Floats, request: RequestFacts, filters: Iterable[Filter]) -> list[str]:
+    """The versions that only the bound on the prompt's tokens speaks against: a count would settle it."""
+    tight = may_not_fit(slate, live, request)
+    if tight is None or not tight.out.any():
+        return []
+    doubtful = tight.out.copy()
+    for one in filters:
+        if one.kind is not Kind.CONTEXT:
+            doubtful &= ~one.out
+    known = dict(request.counted)
+    versions = dict.fromkeys(slate.versions[place].served_id for place in doubtful.nonzero()[0].tolist())
+    return [served_id for served_id in versions if served_id not in known]
 
 
 def _contexts(slate: Slate, live: Floats) -> Floats:

@@ -64,6 +64,7 @@ def test_a_weak_secret_is_refused_with_debug_off_only(settings: Any, key: str) -
         ("PORT", 0, "mmserve.E008", "MMSERVE_PORT"),
         ("PORT", 70000, "mmserve.E008", "MMSERVE_PORT"),
         ("MAX_BODY_BYTES", 1, "mmserve.E009", "MMSERVE_MAX_BODY_BYTES"),
+        ("TOKENIZER_BYTES", -1, "mmserve.E012", "MMSERVE_TOKENIZER_BYTES"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: Any, name: str, value: Any, id: str, says: str) -> None:

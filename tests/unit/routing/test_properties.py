@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.core.decision import CHAIN, Kind, RequestFacts, decide
+from routing.core.filters import in_doubt
 from routing.core.route import Constraints, Policy, Wishes
 from tests.unit.routing.worlds import constraints, loads_of, option, table_of, wishes, worlds
 
@@ -22,6 +23,9 @@ requests = st.builds(
     chat=st.booleans(),
     prompt_tokens=st.none() | st.integers(0, 5000),
     prompt_tokens_bound=st.none() | st.integers(0, 5000),
+    counted=st.dictionaries(st.sampled_from(["m0@1", "m1@1"]), st.integers(0, 5000)).map(
+        lambda found: tuple(found.items())
+    ),
     prompt_tokens_estimate=st.integers(0, 5000),
     max_tokens=st.none() | st.integers(0, 5000),
     asks=st.lists(st.sampled_from(["json", "tools"]), max_size=1).map(tuple),
@@ -176,3 +180,38 @@ def test_a_bound_on_the_prompt_prefers_who_surely_fits_and_leaves_a_sole_one_to_
     assert [one.kinds for one in both.candidates] == [(), (Kind.CONTEXT,)]
     alone = decide(table_of(world[1:]), loads_of(world), facts)
     assert alone.chosen == "small"
+
+
+def test_a_count_by_its_own_tokenizer_lets_a_small_one_have_what_its_bound_was_against():
+    world = [option("big", context=8000), option("small", context=100)]
+    facts = RequestFacts(decision_id="d", model="r", prompt_tokens_bound=500, max_tokens=10)
+    fits = decide(table_of(world), loads_of(world), replace(facts, counted=(("small@1", 90),)))
+    assert {link.id for link in fits.chain} == {"big", "small"}
+    over = decide(table_of(world), loads_of(world), replace(facts, counted=(("small@1", 91),)))
+    assert [link.id for link in over.chain] == ["big"]
+    [small] = [one for one in over.candidates if one.id == "small"]
+    assert small.reasons == ("needs 101 tokens of context, has 100",)
+
+
+def test_a_counted_text_that_does_not_fit_is_refused_though_nobody_else_is_left():
+    world = [option("small", context=100), option("off", context=8000, wanted=0, ready=0)]
+    facts = RequestFacts(decision_id="d", model="r", prompt_tokens_bound=500, counted=(("small@1", 101),))
+    assert decide(table_of(world), loads_of(world), facts).chain == ()
+    # A chat's count has what a template may add at the most: the engine is the judge.
+    assert decide(table_of(world), loads_of(world), replace(facts, chat=True)).chosen == "small"
+
+
+def test_only_whom_nothing_but_the_bound_speaks_against_is_in_doubt():
+    world = [
+        option("big", context=8000), option("small", context=100), option("off", context=100, wanted=0, ready=0),
+        option("counted", context=100),
+    ]  # fmt: skip
+    facts = RequestFacts(decision_id="d", model="r", prompt_tokens_bound=500, counted=(("counted@1", 40),))
+
+    def doubtful(request: RequestFacts) -> list[str]:
+        seen = decide(table_of(world), loads_of(world), request).judgement
+        return in_doubt(seen.slate, seen.live, request, seen.filters)
+
+    assert doubtful(facts) == ["small@1"]
+    assert doubtful(replace(facts, prompt_tokens_bound=90)) == []
+    assert doubtful(replace(facts, prompt_tokens_bound=None)) == []
