@@ -24,6 +24,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _PIECE = re.compile(rb'"content": ?"[^"]')
 _ANY_CONTENT = re.compile(rb'"content": ?"(?!")')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens": ?(\d+)')
+_CACHED_TOKENS = re.compile(rb'"cached_tokens": ?(\d+)')
 _ERROR = re.compile(rb'"error": ?\{')
 CONNECT_DEADLINE_S = 10.0
 
@@ -68,6 +70,8 @@ class Answer:
     ended: float
     chunks: int
     tokens: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt
 
 
 @dataclass(slots=True)
@@ -199,13 +203,19 @@ class _Connection(asyncio.Protocol):
         else:
             tokens = _COMPLETION_TOKENS.findall(body)
             chunks = len(_ANY_CONTENT.findall(body))
-            self.run.result.answers.append(Answer(self.sent, self.first, ended, chunks, int(tokens[-1])))
+            prompt, cached = (_last(found.findall(body)) for found in (_PROMPT_TOKENS, _CACHED_TOKENS))
+            answer = Answer(self.sent, self.first, ended, chunks, int(tokens[-1]), prompt, cached)
+            self.run.result.answers.append(answer)
         self.ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.asking:
             self.run.fail(f"connection lost in the middle of an answer: {exc}")
         self.run.left_one()
+
+
+def _last(found: list[bytes]) -> int:
+    return int(found[-1]) if found else 0
 
 
 def dechunked(body: bytes) -> bytes:

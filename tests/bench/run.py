@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench import (
+    bench_affinity,
     bench_assignment,
     bench_burst,
     bench_fetch,
@@ -43,6 +44,7 @@ BENCHES: dict[str, Callable[[Setting], None]] = {
     "start": bench_start.bench,
     "swap": bench_swap.bench,
     "placement": bench_placement.bench,
+    "affinity": bench_affinity.bench,
     "assignment": bench_assignment.bench,
     "routing": bench_routing.bench,
     "gateway": bench_gateway.bench,

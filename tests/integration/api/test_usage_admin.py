@@ -96,6 +96,16 @@ def test_decisions_are_listed_and_one_is_found_by_its_id(admin: Client, client: 
         assert shown in page, shown
 
 
+def test_a_decision_says_which_replica_it_preferred_and_which_one_served(admin: Client, client: Any) -> None:
+    why = "replica 7 has seen 9 of 10 blocks of the prompt"
+    kept = {"replica": "8", "preferred": "7", "preferred_why": why, "prompt_tokens": 700, "cached_tokens": 640}
+    keep(client, decision(1, **kept), decision(2))
+    page = admin.get("/admin/routing/decisions/d1/").content.decode()
+    assert why in page
+    assert "640 of 700 tokens cached" in page
+    assert "tokens cached" not in admin.get("/admin/routing/decisions/d2/").content.decode()
+
+
 @pytest.mark.parametrize("name", ["gone", "../../x", "<script>"])
 def test_a_decision_that_is_not_kept_is_said_in_words(admin: Client, client: Any, name: str) -> None:
     found = admin.get("/admin/routing/decisions/", {"id": name}, follow=True)
