@@ -40,6 +40,9 @@ class Affinity:
         if preference is None or not preference.replica:
             return ""
         self._count(flight, preference.replica)
+        if not preference.matched:
+            # The next that begins so may come before this one is accepted.
+            self._prefixes.learn(flight.blocks, preference.replica)
         return preference.replica
 
     def accepted(self, flight: Flight, replica: str) -> None:

@@ -9,7 +9,8 @@ are no imbalance, because in a batch they cost less than a prompt that is comput
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,32 +39,42 @@ class Preference(NamedTuple):
     """``replica`` is who should get it, "" for anybody; ``busy`` has seen more of it, and is beyond its bound."""
 
     replica: str
-    matched: int  # blocks that the preferred one, or the busy one, has seen
+    matched: int  # blocks of the prompt that it has seen
     blocks: int  # of the prompt
     busy: str = ""
+    busy_matched: int = 0
     busy_streams: int = 0
-    bound: float = 0.0  # on a replica's streams
+    bound: int = 0  # on the busy one's streams
 
     @property
     def why(self) -> str:
         """The same in words."""
-        seen = f"has seen {self.matched} of {self.blocks} blocks of the prompt"
-        if self.replica:
-            return f"replica {self.replica} {seen}"
+        if self.matched:
+            return f"replica {self.replica} has seen {self.matched} of {self.blocks} blocks of the prompt"
+        found = "no replica has seen the prompt's beginning lately"
         if self.busy:
-            much = f"{self.busy_streams} streams in hand, of {self.bound:.3g} at most"
-            return f"replica {self.busy} {seen}, but has {much}"
-        return "no replica has seen the prompt's beginning lately"
+            found = (
+                f"replica {self.busy} has seen {self.busy_matched} of {self.blocks} blocks of the prompt, but has "
+                f"{self.busy_streams} streams in hand, of {self.bound} at most"
+            )
+        return f"{found}; {self.replica or 'nobody'} has room" + (
+            " and has seen least" if self.replica else ""
+        )
 
 
 class Prefixes:
-    """Blocks to the replicas that have seen them, the latest first; owned by one event loop."""
+    """Blocks to the replicas that have seen them, the latest first; owned by one event loop.
 
-    __slots__ = ("_bounds", "_seen")
+    What nobody has seen goes to the replica that has seen least, as in SGLang's router: so the caches fill evenly, and
+    together they hold more.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_seen")
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._seen: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._counts: Counter[str] = Counter()  # blocks by replica
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -74,16 +85,25 @@ class Prefixes:
         for block in reversed(blocks):
             known = seen.get(block, ())
             if not known or known[0] != replica:
-                seen[block] = (replica, *[one for one in known if one != replica][: HOLDERS - 1])
+                now = (replica, *[one for one in known if one != replica][: HOLDERS - 1])
+                self._counts.update(now)
+                self._forget(known)
+                seen[block] = now
             seen.move_to_end(block)
         while len(seen) > self._bounds.blocks:
-            seen.popitem(last=False)
+            self._forget(seen.popitem(last=False)[1])
+
+    def _forget(self, replicas: tuple[str, ...]) -> None:
+        for replica in replicas:
+            self._counts[replica] -= 1
+            if not self._counts[replica]:
+                del self._counts[replica]
 
     def prefer(self, blocks: Sequence[int], ready: Mapping[str, InHand], streams: int = 1) -> Preference:
         """Who has seen most of these blocks and may have so many streams more; among equals, who has least in hand."""
         total = streams + sum(one.streams for one in ready.values())
-        bound = self._bounds.factor * total / len(ready) + self._bounds.slack
-        busy, busy_seen, busy_bound = "", 0, bound
+        bound = math.ceil(self._bounds.factor * total / len(ready)) + self._bounds.slack
+        busy, busy_matched = "", 0
         for depth in range(len(blocks), 0, -1):
             best, least = "", 0
             for replica in self._seen.get(blocks[depth - 1], ()):
@@ -92,10 +112,14 @@ class Prefixes:
                     continue
                 if load.streams + streams > min(bound, load.most):
                     if not busy:
-                        busy, busy_seen, busy_bound = replica, depth, min(bound, load.most)
+                        busy, busy_matched = replica, depth
                 elif not best or load.streams < least:
                     best, least = replica, load.streams
             if best:
-                return Preference(best, depth, len(blocks), bound=bound)
-        taken = ready[busy].streams if busy else 0
-        return Preference("", busy_seen, len(blocks), busy, taken, busy_bound)
+                return Preference(best, depth, len(blocks))
+        free = [replica for replica, load in ready.items() if load.streams + streams <= min(bound, load.most)]
+        first = min(free, key=lambda one: (self._counts[one], ready[one].streams), default="")
+        if not busy:
+            return Preference(first, 0, len(blocks))
+        taken, most = ready[busy]
+        return Preference(first, 0, len(blocks), busy, busy_matched, taken, min(bound, most))

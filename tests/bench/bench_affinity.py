@@ -20,7 +20,7 @@ from tests.bench.report import Figure, emit, say
 from tests.bench.setting import Setting
 
 GROUPS = 8
-ASKED, QUICK_ASKED = 12, 5  # requests a group
+ASKED, QUICK_ASKED = 8, 4  # requests a group
 WORDS = 1200  # of a beginning, and about as many tokens
 CONNECTIONS = 4
 TOKENS = 8

@@ -98,7 +98,13 @@ def test_decisions_are_listed_and_one_is_found_by_its_id(admin: Client, client: 
 
 def test_a_decision_says_which_replica_it_preferred_and_which_one_served(admin: Client, client: Any) -> None:
     why = "replica 7 has seen 9 of 10 blocks of the prompt"
-    kept = {"replica": "8", "preferred": "7", "preferred_why": why, "prompt_tokens": 700, "cached_tokens": 640}
+    kept = {
+        "replica": "8",
+        "preferred": "7",
+        "preferred_why": why,
+        "prompt_tokens": 700,
+        "cached_tokens": 640,
+    }
     keep(client, decision(1, **kept), decision(2))
     page = admin.get("/admin/routing/decisions/d1/").content.decode()
     assert why in page

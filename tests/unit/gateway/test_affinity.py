@@ -43,9 +43,18 @@ def serve(affinity: Affinity, one: Flight, replica: str) -> str:
 
 def test_who_has_served_a_beginning_is_preferred_for_the_next_that_has_it():
     affinity, _ = knowing("a", "b")
-    assert serve(affinity, asks(LONG + "one question"), "b") == ""
-    assert affinity.place(asks(LONG + "another one")) == "b"
-    assert affinity.place(asks("other words, " * 100)) == ""
+    serve(affinity, asks("what a was sent first, " * 100), "a")
+    serve(affinity, asks(LONG + "one question"), "b")
+    found = affinity.look(plan(messages=chat(LONG + "another one")), "echo")
+    assert found is not None
+    assert (found.replica, found.matched) == ("b", found.blocks)
+    assert affinity.look(plan(messages=chat("other words, " * 100)), "echo").matched == 0
+
+
+def test_of_a_crowd_that_begins_alike_all_go_where_the_first_was_sent():
+    affinity, _ = knowing("a", "b")
+    crowd = [affinity.place(asks(f"{LONG} {number}")) for number in range(4)]
+    assert len({*crowd}) == 1
 
 
 def test_a_conversation_is_known_by_its_turns_before():
@@ -75,12 +84,14 @@ def test_without_a_choice_nothing_is_looked_for():
 def test_a_replica_that_drains_or_is_lost_is_not_preferred():
     affinity, live = knowing("a", "b", "c")
     serve(affinity, asks(), "a")
+    look = plan(messages=chat(LONG))
+    assert affinity.look(look, "echo").replica == "a"
     beat(live, "a", state="draining")
-    assert affinity.place(asks()) == ""
+    assert affinity.look(look, "echo").replica != "a"
     beat(live, "a")
-    assert affinity.place(asks()) == "a"
+    assert affinity.look(look, "echo").replica == "a"
     live.lost("a")
-    assert affinity.place(asks()) == ""
+    assert affinity.look(look, "echo").replica != "a"
 
 
 def test_what_was_sent_since_the_last_beat_counts():
@@ -88,12 +99,11 @@ def test_what_was_sent_since_the_last_beat_counts():
     first = asks()
     serve(affinity, first, "a")
     affinity.left(first)
-    sent = [asks() for _ in range(6)]
+    sent = [asks() for _ in range(20)]
     preferred = [affinity.place(one) for one in sent]
-    # Those that prefer nobody are not counted anywhere until they are accepted.
-    assert preferred == ["a", "a", "a", "a", "", ""]
-    affinity.left(sent[0])
-    assert affinity.place(asks()) == "a"
+    assert preferred[:3] == ["a", "a", "a"]
+    assert 10 <= preferred.count("a") <= 12
+    assert preferred.count("b") == 20 - preferred.count("a")
 
 
 def test_what_other_gateways_sent_is_known_by_the_beats():
@@ -102,20 +112,22 @@ def test_what_other_gateways_sent_is_known_by_the_beats():
     beat(live, "a", running=20, waiting=4)
     found = affinity.look(plan(messages=chat(LONG)), "echo")
     assert found is not None
-    assert (found.replica, found.busy, found.busy_streams) == ("", "a", 24)
+    assert (found.replica, found.busy, found.busy_streams) == ("b", "a", 24)
     beat(live, "b", running=23)
-    assert affinity.place(asks()) == "a"
+    assert affinity.look(plan(messages=chat(LONG)), "echo").replica == "a"
 
 
 def test_a_request_is_counted_where_it_runs_and_no_more_when_it_is_over():
     affinity, _ = knowing("a", "b")
     ones = [asks(sampling=Sampling(n=3)) for _ in range(5)]
     serve(affinity, ones[0], "a")
-    for one in ones[1:]:
-        affinity.place(one)
-    affinity.accepted(ones[1], "b")  # another one took it
+    assert affinity._in_hand == {"a": 3}
+    affinity.place(ones[1])
+    affinity.accepted(ones[1], "b")  # whomever it preferred
     affinity.accepted(ones[1], "b")
-    assert affinity._in_hand["b"] == 3
+    assert affinity._in_hand == {"a": 3, "b": 3}
+    for one in ones[2:]:
+        affinity.place(one)
     for one in ones:
         affinity.left(one)
         affinity.left(one)
