@@ -16,9 +16,10 @@ from registry.portable.sections import Change, bound
 from registry.saving import check
 from routing.actions import routes as actions
 from routing.core.route import Cause, Policy
-from routing.models.routes import MAX_WEIGHT, Route
+from routing.models.routes import MAX_HEDGE_PERCENT, MAX_WEIGHT, Route
 
 Weight = Annotated[float, msgspec.Meta(ge=0, le=MAX_WEIGHT)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE_PERCENT)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
@@ -47,6 +48,7 @@ class PortableRoute(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     max_tpot_ms: Positive | None = None
     min_context: Positive | None = None
     first_token_ms: Positive | None = None
+    hedge_percent: Percent = 0.0
     no_fallback_on: list[Cause] = []
     candidates: list[PortableLine] = []
 

@@ -42,6 +42,7 @@ def entry_of(row: Route, lines: Iterable[tuple[str, float, str]]) -> RouteEntry:
         ),
         fallback_on=frozenset(Cause) - frozenset(map(Cause, row.no_fallback_on)),
         first_token_s=None if row.first_token_ms is None else row.first_token_ms * MS,
+        hedge_share=row.hedge_percent / 100.0,
         candidates=tuple(
             CandidateEntry(target=target, weight=weight, note=note) for target, weight, note in lines
         ),

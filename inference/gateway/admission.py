@@ -212,13 +212,20 @@ class Admission:
         )
 
     def note(
-        self, record: UsageRecord | None = None, *, decision_id: str = "", decision: bytes = b""
+        self,
+        record: UsageRecord | None = None,
+        *,
+        decision_id: str = "",
+        decision: bytes = b"",
+        reservations: Sequence[Reservation] = (),
     ) -> None:
-        """Record what was refused: nothing was reserved for it, and it cost nothing."""
+        """Record what no key pays for: what was refused cost nothing, and the rest is on these budgets."""
         self._post_settlement(
             ["", ""],
             ["", 0, 0, 0],
             record=msgspec.json.encode(record) if record else b"",
+            cost_nano=record.cost_nano if record else 0,
+            reservations=reservations,
             decision_id=decision_id,
             decision=decision,
         )

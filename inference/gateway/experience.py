@@ -7,7 +7,7 @@ from inference.gateway.flight import Flight
 from inference.gateway.live import LiveState
 from inference.gateway.usage import COMPLETED
 from routing.core.breaker import Breaker, State
-from routing.core.latency import LatencyLearner
+from routing.core.latency import LatencyLearner, Tail
 
 
 class Experience:
@@ -20,6 +20,7 @@ class Experience:
         self._live = live
         self._breakers: dict[str, Breaker] = {}
         self._learners: dict[str, LatencyLearner] = {}
+        self._tails: dict[str, Tail] = {}
         self._told: dict[str, State] = {}
         self.changes = 0  # how often a breaker has changed its state, or was made
 
@@ -39,11 +40,25 @@ class Experience:
         elif status >= 500:
             self.failed(deployment, now)
         else:
-            # The client left, or was wrong: nothing is known of the deployment.
-            breaker = self._breakers.get(deployment)
-            if breaker is not None:
-                breaker.left()
-                self._tell(deployment, breaker, now)
+            self.left(deployment, now)
+
+    def left(self, deployment: str, now: float) -> None:
+        """The client left, or was wrong, or had its answer elsewhere: nothing is known of the deployment."""
+        breaker = self._breakers.get(deployment)
+        if breaker is not None:
+            breaker.left()
+            self._tell(deployment, breaker, now)
+
+    def slow_after_s(self, deployment: str, expected_s: float) -> float | None:
+        """The 95th percentile of the time to a first token that is expected in so long; None: too little is known."""
+        tail = self._tails.get(deployment)
+        ratio = None if tail is None else tail.p95()
+        return None if ratio is None or expected_s <= 0.0 else ratio * expected_s
+
+    def waited(self, flight: Flight, waited_s: float) -> None:
+        """So long until its first token; one that was given up before would have taken as long at least."""
+        if flight.expected_s > 0.0:
+            self._tails.setdefault(flight.deployment.id, Tail()).note(waited_s / flight.expected_s)
 
     def succeeded(self, deployment: str, now: float) -> None:
         """An answer went to its last token."""
@@ -90,6 +105,7 @@ class Experience:
         if crowd is None or first is None or flight.attempt > 1 or not flight.prompt_tokens:
             return
         deployment = flight.deployment.id
+        self.waited(flight, first - flight.begun_at)
         learner = self._learners.get(deployment)
         if learner is None:
             learner = self._learners[deployment] = LatencyLearner()

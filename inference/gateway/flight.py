@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,6 +29,13 @@ SILENCE_S = 1.0
 # Beyond this many events that a slow reader has not taken, neighbouring deltas become one.
 MERGE_BEYOND = 256
 
+# What is of an attempt, and not of the request.
+OF_AN_ATTEMPT = (
+    "_echoed", "accepted_at", "blocks", "cached_tokens", "completion_tokens", "crowd", "deployment", "engine_s",
+    "expected_s", "finished_choices", "first_token_at", "heard_at", "inquiries", "job_id", "missing", "next_seq",
+    "opening", "preference", "probe_at", "prompt_tokens", "queued_s", "replica", "tokens", "unknown_to",
+)  # fmt: skip
+
 
 class Flight:
     """Owned by the event loop; the hub adds events, the answering coroutine takes them."""
@@ -48,6 +56,7 @@ class Flight:
         "delivered",
         "deployment",
         "engine_s",
+        "expected_s",
         "finished_choices",
         "first_token_at",
         "first_token_by",
@@ -58,6 +67,7 @@ class Flight:
         "job_id",
         "missing",
         "mover",
+        "on_first",
         "opening",
         "next_seq",
         "other_cost_nano",
@@ -109,6 +119,8 @@ class Flight:
         self.crowd: tuple[int, int] | None = (
             None  # who waited and ran there when it came; None: it was not up
         )
+        self.expected_s = 0.0  # until its first token, as it was predicted when it was sent
+        self.on_first: Callable[[], None] | None = None  # told once of its first token
         self.blocks: list[int] = []  # of its prompt, where replicas may differ in having seen them
         self.preference: Preference | None = None
         self.counted_at = ""  # the replica in whose hands it is counted
@@ -163,12 +175,14 @@ class Flight:
         self.next_seq += 1
         self.heard_at = now
         kind = event[2]
+        began = False
         if kind == DELTA:
             if self.request.echo and event[3] not in self._echoed:
                 self._echoed.add(event[3])  # the prompt's own text and tokens
             else:
                 if self.first_token_at is None:
                     self.first_token_at = now
+                    began = True
                 self.tokens.extend(event[5])
                 if self.opening is not None and len(self.opening) < OPENING_CHARS:
                     self.opening += event[4]
@@ -185,6 +199,15 @@ class Flight:
             self._failed(from_wire(event[3]))
             return
         self.push(event)
+        if began and self.on_first is not None:
+            self.on_first()
+
+    def trade(self, other: Flight) -> None:
+        """Exchange the present attempts: each goes on with the other one's job."""
+        for name in OF_AN_ATTEMPT:
+            own = getattr(self, name)
+            setattr(self, name, getattr(other, name))
+            setattr(other, name, own)
 
     def push(self, event: Event) -> None:
         """Hand an event to the answering coroutine."""

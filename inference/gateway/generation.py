@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
 from inference.gateway.affinity import Affinity
@@ -33,6 +34,7 @@ from routing.core.assigner import decide_in_experiments
 from routing.core.cost import NANO, NO_PRICE, Prices
 from routing.core.decision import Decision, Link, RequestFacts
 from routing.core.filters import in_doubt
+from routing.core.live import DeploymentLoad
 from routing.core.records import AttemptRecord, counts_for_its_arm
 from routing.core.table import DeploymentEntry, RoutingTable
 
@@ -41,6 +43,18 @@ log = logging.getLogger(__name__)
 CLIENT_GONE = 499
 # With so much left no budget decides who serves a single request.
 PLENTY_NANO = 20 * NANO
+# Outcome of an attempt whose text nobody waits for: another one was sooner.
+HEDGED = "hedged"
+# In place of a job that there is not: what was admitted once is not counted twice.
+NO_JOB = "-"
+
+
+class Beside(Protocol):
+    """A second attempt of a request; see inference.gateway.hedging."""
+
+    def takes_over(self, error: MmserveError) -> bool: ...
+
+    def end(self) -> None: ...
 
 
 def new_id() -> str:
@@ -51,7 +65,7 @@ def new_id() -> str:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("assignments", "attempts", "decision", "facts", "flight", "most_cost_nano", "plan", "rates",
+    __slots__ = ("assignments", "attempts", "decision", "facts", "flight", "hedge", "most_cost_nano", "plan", "rates",
                  "request_id", "rest", "route", "table", "units")  # fmt: skip
 
     def __init__(
@@ -76,6 +90,7 @@ class Generation:
         self.route = route_of(decision)
         self.rest = list(decision.chain[1:])  # the choices that are left
         self.attempts: list[AttemptRecord] = []  # the choices that were given up
+        self.hedge: Beside | None = None
         self.assignments, self.units = exposures_of(decision)
         if self.assignments:
             flight.opening = ""
@@ -89,7 +104,8 @@ class Generation:
     @property
     def fallbacks(self) -> int:
         """How many choices before the one that serves were given up."""
-        return len({one.deployment for one in self.attempts} - {self.flight.deployment.id})
+        given_up = {one.deployment for one in self.attempts if one.outcome != HEDGED}
+        return len(given_up - {self.flight.deployment.id})
 
     def gave_up(self, error: MmserveError) -> None:
         """The present choice has failed."""
@@ -164,6 +180,7 @@ class Generator:
         self.refusals = Refusals()
         self.experience = Experience(live)
         self.mover_of: Callable[[Generation], Mover] = lambda generation: stay
+        self.on_admitted: Callable[[Generation], None] = lambda generation: None
 
     async def decide(self, plan: Plan, decision_id: str, grant: KeyGrant) -> Decision:
         """Who would serve this; nothing is run."""
@@ -274,6 +291,7 @@ class Generator:
             route = table.routes.get(generation.route)
             if route is not None and route.first_token_s is not None:
                 flight.first_token_by = flight.begun_at + route.first_token_s
+        self.on_admitted(generation)
         return generation
 
     def _refuse_if_full(self, deployment: DeploymentEntry, hold: Hold | None) -> None:
@@ -312,6 +330,7 @@ class Generator:
             flight.reservations.append(reservation)
         load = self._live.loads.get(deployment.id)
         flight.crowd = (load.waiting, load.running) if load is not None and load.ready else None
+        flight.expected_s = link.ttft_s
         prefers = "" if link.cold else self.affinity.place(flight)
         self._hub.add(flight)
         rates = await self._admission.admit(
@@ -334,10 +353,74 @@ class Generator:
             # Its job waits in the queue; the controller sees it there and brings the model up.
             self._admission.wake_controller()
 
+    def load_of(self, deployment: str) -> DeploymentLoad | None:
+        """What was last heard of its replicas."""
+        return self._live.loads.get(deployment)
+
+    def may_take(self, generation: Generation, link: Link) -> bool:
+        """Whether this choice makes as much as the request asks for."""
+        return not _beyond(generation.plan, generation.table.deployments[link.id])
+
+    async def send_beside(self, generation: Generation, rival: Flight) -> None:
+        """Have a second attempt enqueued, in a flight of its own: paid by the route, and by no rate of the key."""
+        deployment = rival.deployment
+        budgets = self._table().budgets_of(key="", team="", route=generation.route)
+        reservation = None
+        if budgets:
+            prices = generation.table.versions[deployment.served_id].prices
+            most = most_cost_nano(generation.plan, prices, deployment)
+            reservation = Reservation(rival.job_id, most, budgets)
+            generation.flight.reservations.append(reservation)
+        self._hub.add(rival)
+        await self._admission.admit(
+            rival.request,
+            job_id=rival.job_id,
+            grant=rival.grant,
+            deployment=deployment,
+            reserved_tokens=0,
+            drain_per_s=0.0,
+            now=time.time(),
+            replaces=NO_JOB,
+            reservation=reservation,
+        )
+        self.experience.began(deployment.id, time.monotonic())
+
+    def bill_beside(self, generation: Generation, loser: Flight) -> None:
+        """Charge an attempt whose text nobody gets to the route alone, and write it down."""
+        version = generation.table.versions.get(loser.deployment.served_id)
+        load = self._live.loads.get(loser.deployment.id)
+        loser.completion_tokens = loser.completion_tokens or len(loser.tokens)
+        prices = version.prices if version else NO_PRICE
+        cost = cost_nano(loser, prices, CANCELLED, running=load.running if load else 0)
+        if not cost:
+            return
+        record = UsageRecord(
+            request_id=loser.job_id,
+            key="",
+            model=generation.plan.model,
+            route=generation.route,
+            served_id=loser.deployment.served_id,
+            deployment=loser.deployment.id,
+            endpoint=generation.plan.endpoint,
+            outcome=CANCELLED,
+            status=CLIENT_GONE,
+            at=time.time(),
+            stream=generation.plan.stream,
+            count=0,
+            prompt_tokens=loser.prompt_tokens,
+            completion_tokens=loser.completion_tokens,
+            cost_nano=cost,
+            other_cost_nano=cost,
+        )
+        budgets = self._table().budgets_of(key="", team="", route=generation.route)
+        self._admission.note(record, reservations=[Reservation(loser.job_id, 0, budgets)] if budgets else ())
+
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""
         flight = generation.flight
         flight.over = True
+        if generation.hedge is not None:
+            generation.hedge.end()
         self._hub.remove(flight)
         if outcome != "completed":
             await self.stop(flight)

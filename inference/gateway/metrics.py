@@ -28,6 +28,9 @@ usage_lost = Gauge(
     "mmserve_usage_lost", "Usage records that a full stream turned away: nobody will count them."
 )
 fallbacks = Counter("mmserve_fallbacks", "Requests that went to the next choice of their chain.")
+hedges = Counter(
+    "mmserve_hedges", "Second attempts beside a slow first one: sent, and how they ended.", ("what",)
+)
 _breakers = Gauge(
     "mmserve_breaker_open", "1 while a deployment's circuit breaker lets nothing pass, 0.5 half open.",
     ("deployment",),

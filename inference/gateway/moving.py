@@ -38,6 +38,8 @@ class Moving:
         flight = generation.flight
         if flight.over or flight.committed or cause_of(error) is None:
             return False
+        if generation.hedge is not None and generation.hedge.takes_over(error):
+            return True
         if not generation.rest:
             if not generation.attempts:
                 return False

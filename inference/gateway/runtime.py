@@ -20,6 +20,7 @@ from inference.gateway.breaker_watch import BreakerWatch
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.generation import Generator
+from inference.gateway.hedging import Hedges
 from inference.gateway.hub import Hub, keep_alive_key, receive_forever
 from inference.gateway.ledger import Reservation, SpendSource, nothing_spent
 from inference.gateway.live import LiveState
@@ -135,6 +136,7 @@ class GatewayRuntime:
         if self._connected.is_set():
             await self.mirror.stop()
             await self.moving.close()
+            await self.hedges.close()
             for flight in self.hub:
                 flight.mover = None
                 flight.fail(Unavailable("The gateway is stopping.", retry_after_s=1.0))
@@ -183,6 +185,7 @@ class GatewayRuntime:
         )
         self.mirror = Mirror(self.generator, self.table.current, self.live, self.redis)
         self.moving = Moving(self.hub, self.generator)
+        self.hedges = Hedges(self.hub, self.generator)
         self.breakers = BreakerWatch(
             self.generator.experience,
             self.table.current,

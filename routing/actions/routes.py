@@ -34,6 +34,7 @@ FIELDS = (
     "max_tpot_ms",
     "min_context",
     "first_token_ms",
+    "hedge_percent",
     "no_fallback_on",
 )
 EDITABLE = frozenset(FIELDS)

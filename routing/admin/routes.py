@@ -87,13 +87,13 @@ class RoutePage(ActionAdmin):
             (None, {"fields": (("name", "policy"), "description", "enabled")}),
             (
                 "What balanced weighs",
-                {"fields": (("weight_quality", "weight_cost", "weight_latency", "weight_load"),)},
+                {"fields": (("weight_quality", "weight_cost"), ("weight_latency", "weight_load"))},
             ),
             (
                 "What a candidate must keep (empty: nothing)",
                 {"fields": ("require", ("max_cost_usd", "max_ttft_ms"), ("max_tpot_ms", "min_context"))},
             ),
-            ("When a candidate fails", {"fields": (("first_token_ms", "no_fallback_on"),)}),
+            ("When a candidate fails", {"fields": (("first_token_ms", "hedge_percent"), "no_fallback_on")}),
             ("Why", {"fields": ("reason", "expected_revision")}),
         ]
 

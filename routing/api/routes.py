@@ -13,14 +13,14 @@ from registry.rest import StrictSerializer, reason_field
 from registry.serializers import MAX_REVISION
 from routing.actions import routes as actions
 from routing.core.route import Cause
-from routing.models.routes import MAX_WEIGHT, Route, check_finite, check_target
+from routing.models.routes import MAX_HEDGE_PERCENT, MAX_WEIGHT, Route, check_finite, check_target
 
 
 class Share(serializers.FloatField):
     """A number from JSON: no text, no truth value."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(min_value=0.0, max_value=MAX_WEIGHT, validators=[check_finite], **kwargs)
+    def __init__(self, max_value: float = MAX_WEIGHT, **kwargs: Any) -> None:
+        super().__init__(min_value=0.0, max_value=max_value, validators=[check_finite], **kwargs)
 
     def to_internal_value(self, data: Any) -> float:
         if isinstance(data, (str, bool)):
@@ -46,6 +46,7 @@ class RouteSerializer(StrictSerializer, serializers.ModelSerializer):
     weight_cost = Share(required=False)
     weight_latency = Share(required=False)
     weight_load = Share(required=False)
+    hedge_percent = Share(max_value=MAX_HEDGE_PERCENT, required=False)
     require = serializers.ListField(
         child=serializers.CharField(max_length=100), max_length=50, required=False
     )

@@ -7,6 +7,7 @@ Two linear models, each fitted by recursive least squares with exponential forge
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from routing.core.live import Latency
 FORGETTING = 0.99
 # Before so many answers nothing is claimed: the replicas' own averages serve.
 LEAST = 8
+# Of the tail: how many answers it needs, and how many it remembers.
+TAIL_LEAST, TAIL_WINDOW = 20, 200
 # How far a coefficient may be from its prior at first (a variance), and at the most.
 PRIOR_VARIANCE = 1.0
 MOST_VARIANCE = 1e4
@@ -89,6 +92,25 @@ class LatencyLearner:
             tpot_s=tpot_s,
             tpot_per_running_s=per_running_s,
         )
+
+
+class Tail:
+    """How much longer than predicted first tokens of a deployment take: the last ratios of measured to predicted."""
+
+    __slots__ = ("_ratios",)
+
+    def __init__(self) -> None:
+        self._ratios: deque[float] = deque(maxlen=TAIL_WINDOW)
+
+    def note(self, ratio: float) -> None:
+        """One more answer."""
+        self._ratios.append(ratio)
+
+    def p95(self) -> float | None:
+        """The 95th percentile by nearest rank; None while too little was seen."""
+        if len(self._ratios) < TAIL_LEAST:
+            return None
+        return sorted(self._ratios)[math.ceil(0.95 * len(self._ratios)) - 1]
 
 
 def _averaged(error: float | None, predicted: float, measured: float) -> float:

@@ -89,3 +89,4 @@ class RouteEntry:
     enabled: bool = True
     fallback_on: frozenset[Cause] = frozenset(Cause)
     first_token_s: float | None = None  # without a token by then the next choice is tried
+    hedge_share: float = 0.0  # of its requests that may have a second attempt beside a slow first one

@@ -15,6 +15,7 @@ from routing.core.route import Cause, Policy
 
 MAX_CANDIDATES = 200
 MAX_WEIGHT = 1_000_000.0
+MAX_HEDGE_PERCENT = 100.0
 POLICIES = [
     (Policy.WEIGHTED.value, "weighted: by share"),
     (Policy.LEAST_COST.value, "least cost: the cheapest for the request"),
@@ -87,6 +88,13 @@ class Route(models.Model):
         blank=True,
         validators=[MinValueValidator(1)],
         help_text="then the next candidate is tried; empty: as long as the request may take",
+    )
+    hedge_percent = models.FloatField(
+        "most hedged requests (%)",
+        default=0.0,
+        validators=[check_finite, MinValueValidator(0.0), MaxValueValidator(MAX_HEDGE_PERCENT)],
+        help_text="this share may be asked of the next candidate as well, where the first is slower than 95 in 100 "
+        "are; 0: none",
     )
     # Causes (routing.core.route.Cause) after which no other candidate is tried.
     no_fallback_on = models.JSONField(

@@ -42,12 +42,13 @@ def test_a_route_lives_its_life_over_rest(manager: APIClient, ready: ModelVersio
 
 
 def test_where_a_failure_leads_is_in_the_table(manager: APIClient, ready: ModelVersion) -> None:
-    more = {"no_fallback_on": ["error", "budget"], "first_token_ms": 1500}
+    more = {"no_fallback_on": ["error", "budget"], "first_token_ms": 1500, "hedge_percent": 5}
     created = manager.post(ROUTES, {**BODY, **more}, format="json")
     assert created.status_code == 201, created.content
     [entry] = route_entries()
     assert entry.fallback_on == {Cause.TIMEOUT, Cause.OVERLOAD, Cause.CONTEXT}
-    assert entry.first_token_s == 1.5
+    assert (entry.first_token_s, entry.hedge_share) == (1.5, 0.05)
+    assert created.json()["hedge_percent"] == 5.0
 
 
 def test_a_doubled_post_makes_one_route(manager: APIClient, ready: ModelVersion) -> None:
@@ -71,6 +72,9 @@ def test_a_doubled_post_makes_one_route(manager: APIClient, ready: ModelVersion)
         ({"no_fallback_on": ["boredom"]}, "no_fallback_on", 400),
         ({"no_fallback_on": ["error", "error"]}, "no_fallback_on", 400),
         ({"first_token_ms": 0}, "first_token_ms", 400),
+        ({"hedge_percent": 101}, "hedge_percent", 400),
+        ({"hedge_percent": -1}, "hedge_percent", 400),
+        ({"hedge_percent": "5"}, "hedge_percent", 400),
         ({"colour": "red"}, "colour", 400),
     ],
 )

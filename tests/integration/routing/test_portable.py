@@ -34,7 +34,8 @@ def exported(model: Model, version_of: Callable[..., Any], capsys: Any) -> dict[
     version_of("2")
     create_route(
         "smart", actor="tests", policy="balanced", description="für alle", weight_quality=1.0, require=["json"],
-        max_cost_usd="0.010", max_ttft_ms=900, min_context=64, first_token_ms=2000, no_fallback_on=["budget"],
+        max_cost_usd="0.010", max_ttft_ms=900, min_context=64, first_token_ms=2000, hedge_percent=2.5,
+        no_fallback_on=["budget"],
         candidates=[
             {"target": "acme/echo@2", "weight": 3.0, "note": "new"}, {"target": "acme/echo@production"},
         ],
@@ -159,6 +160,7 @@ def test_a_document_of_chosen_models_has_no_routes(exported: dict[str, Any], cap
         ({"max_cost_usd": "a lot"}, "max_cost_usd: 'a lot'"),
         ({"max_cost_usd": "-1"}, "route odd: max_cost_usd"),
         ({"max_ttft_ms": 0}, "routes[0].max_ttft_ms"),
+        ({"hedge_percent": 101}, "routes[0].hedge_percent"),
         ({"require": ["a b\n"]}, "route odd: require"),
         ({"no_fallback_on": ["mood"]}, "routes[0].no_fallback_on[0]"),
         ({"no_fallback_on": ["error", "error"]}, "route odd: no_fallback_on"),

@@ -27,6 +27,7 @@ FORM = {
     "weight_cost": "0.2",
     "weight_latency": "0.3",
     "weight_load": "0.1",
+    "hedge_percent": "2.5",
     "require": "",
     "reason": "as asked",
     "candidates-TOTAL_FORMS": "2",

@@ -1,0 +1,270 @@
+"""Hedging with two engines that really race: who has the first token answers, and the other one is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from routing.core.cost import BudgetEntry, Period, Prices, Scope
+from routing.core.latency import TAIL_LEAST
+from routing.core.records import USAGE_STREAM, DecisionRecord, UsageRecord, decision_key
+from routing.core.route import CandidateEntry, Policy, RouteEntry
+from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
+from tests.integration.gateway.client import Response
+from tests.integration.gateway.conftest import Gateway, Opener
+from tests.integration.gateway.fake_engine import FakeEngine, Script, words
+from tests.integration.gateway.test_fallback import BODY, LOST, both_ready, engine, has_table
+from tests.integration.gateway.waiting import until
+
+PRICES = Prices.of(per_million_input=Decimal(1), per_million_output=Decimal(2))
+BUDGETS = [
+    BudgetEntry(
+        id=scope.value, name=scope.value, scope=scope, subject=subject, period=Period.TOTAL, limit_nano=10**12
+    )
+    for scope, subject in ((Scope.KEY, "k1"), (Scope.ROUTE, "either"))
+]
+LEARNING = TAIL_LEAST + 10  # requests until a tail is known of what was predicted
+
+
+def hedged(share: float, **route: Any) -> RoutingTable:
+    """A route over ``first`` and then ``second``, with prices, and budgets of the key and the route."""
+    names = ("first", "second")
+    return RoutingTable.build(
+        revision=2,
+        models=[ModelEntry(id=name, default=f"{name}@1") for name in names],
+        versions=[VersionEntry(served_id=f"{name}@1", model=name, prices=PRICES) for name in names],
+        aliases={},
+        deployments=[
+            DeploymentEntry(id=name, served_id=f"{name}@1", limits=Limits(default_deadline_s=30.0))
+            for name in names
+        ],
+        budgets=BUDGETS,
+        routes=[
+            RouteEntry(
+                id="either",
+                candidates=tuple(CandidateEntry(target=name) for name in names),
+                policy=Policy.PRIORITY,
+                hedge_share=share,
+                **route,
+            )
+        ],
+    )
+
+
+class Race:
+    """A gateway that has learned how soon ``first`` answers, and its two engines."""
+
+    def __init__(self, gateway: Gateway, first: FakeEngine, second: FakeEngine) -> None:
+        self.gateway, self.first, self.second = gateway, first, second
+        self.redis = Redis.from_url(gateway.redis_url)
+
+    async def learn(self) -> None:
+        for _ in range(LEARNING):
+            assert (await self.ask()).headers["x-mmserve-model"] == "first@1"
+
+    async def ask(self, **more: Any) -> Response:
+        return await self.gateway.client.post("/v1/completions", {**BODY, **more})
+
+    async def decision(self, answer: Response) -> DecisionRecord:
+        async with asyncio.timeout(20):
+            place = decision_key(answer.headers["x-mmserve-decision"])
+            while (raw := await self.redis.get(place)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return msgspec.json.decode(raw, type=DecisionRecord)
+
+    async def beside(self) -> list[UsageRecord]:
+        """What was billed to the route alone."""
+        found = await self.redis.xrange(USAGE_STREAM)
+        records = [msgspec.json.decode(fields[b"record"], type=UsageRecord) for _, fields in found]
+        return [record for record in records if not record.key]
+
+    async def spent(self, budget: BudgetEntry) -> int:
+        return int(await self.redis.hget(budget.keys[0], "spent") or 0)
+
+
+def racing(open_gateway: Opener, share: float = 1.0, *, second: Script | None = None, **route: Any) -> Any:
+    """``async with racing(open_gateway) as race``."""
+
+    @contextlib.asynccontextmanager
+    async def opened() -> Any:
+        async with open_gateway(decisions_per_s=1000.0) as gateway:
+            await has_table(gateway, hedged(share, **route))
+            async with (
+                engine(gateway, "first", words("one", "!")) as one,
+                engine(gateway, "second", second or words("two", "!")) as two,
+            ):
+                await both_ready(gateway)
+                race = Race(gateway, one, two)
+                await race.learn()
+                two.jobs.clear()
+                two.cancelled.clear()
+                try:
+                    yield race
+                finally:
+                    await race.redis.aclose()
+
+    return opened()
+
+
+async def test_the_second_attempt_answers_where_the_first_is_slow_and_the_first_is_ended(
+    open_gateway: Opener,
+) -> None:
+    async with racing(open_gateway) as race:
+        race.first.gate.clear()
+        whole = await race.ask()
+        streamed = await race.ask(stream=True)
+        await race.first.until(lambda: len(race.first.cancelled) >= 2)
+        kept = await race.decision(whole)
+    assert whole.headers["x-mmserve-model"] == "second@1"
+    assert whole.json()["choices"][0]["text"] == "two!"
+    assert streamed.headers["x-mmserve-model"] == "second@1"
+    assert b"two" in streamed.body
+    assert b"one" not in streamed.body
+    assert [(one.deployment, one.outcome) for one in kept.attempts] == [("first", "hedged")]
+    assert (kept.deployment, kept.outcome) == ("second", "completed")
+
+
+async def test_the_first_attempt_answers_where_it_has_the_first_token_after_all(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        race.first.gate.clear()
+        race.second.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.second.until(lambda: bool(race.second.jobs))
+        race.first.gate.set()
+        answer = await asked
+        await race.second.until(lambda: bool(race.second.cancelled))
+        kept = await race.decision(answer)
+    assert answer.headers["x-mmserve-model"] == "first@1"
+    assert answer.json()["choices"][0]["text"] == "one!"
+    assert [(one.deployment, one.outcome) for one in kept.attempts] == [("second", "hedged")]
+
+
+async def test_the_loser_is_billed_to_the_route_and_not_to_the_key(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        key, route = BUDGETS
+        await until_settled(race, LEARNING)
+        before = (await race.spent(key), await race.spent(route))
+        assert before[0] == before[1] > 0
+        race.first.gate.clear()
+        answer = await race.ask()
+        await race.decision(answer)
+        await until_settled(race, LEARNING + 2)
+        [loser] = await race.beside()
+        paid = (await race.spent(key) - before[0], await race.spent(route) - before[1])
+        held = [await race.redis.zcard(budget.keys[1]) for budget in BUDGETS]
+    # Three tokens of a prompt, at a dollar a million.
+    assert (loser.route, loser.served_id, loser.count, loser.cost_nano) == ("either", "first@1", 0, 3000)
+    assert loser.other_cost_nano == 3000
+    assert paid[1] - paid[0] == 3000
+    assert paid[0] == 3000 + 2 * 2000
+    assert held == [0, 0]
+
+
+async def until_settled(race: Race, records: int) -> None:
+    async with asyncio.timeout(20):
+        while await race.redis.xlen(USAGE_STREAM) < records:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_no_more_attempts_than_the_routes_share_of_its_requests(open_gateway: Opener) -> None:
+    async with racing(open_gateway, share=0.25) as race:
+        # What was saved up so far: a quarter for each request, and never more than ten.
+        saved = int(min(10.0, 0.25 * LEARNING))
+        race.first.gate.clear()
+        for _ in range(saved):
+            assert (await race.ask()).headers["x-mmserve-model"] == "second@1"
+        asked = [asyncio.create_task(race.ask()) for _ in range(8)]
+        await race.first.until(lambda: len(race.first.jobs) >= LEARNING + saved + 8)
+        # Long past the time at which a second attempt would have been sent.
+        await asyncio.sleep(0.5)
+        hedges = len(race.second.jobs)
+        race.first.gate.set()
+        await asyncio.gather(*asked)
+    most = 0.25 * (LEARNING + saved + 8)
+    assert saved <= hedges <= most
+
+
+async def test_without_a_share_nobody_is_asked_twice(open_gateway: Opener) -> None:
+    async with racing(open_gateway, share=0.0) as race:
+        race.first.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.first.until(lambda: len(race.first.jobs) > LEARNING)
+        await asyncio.sleep(0.5)
+        assert not race.second.jobs
+        race.first.gate.set()
+        assert (await asked).headers["x-mmserve-model"] == "first@1"
+
+
+async def test_an_error_of_the_second_attempt_cannot_win(open_gateway: Opener) -> None:
+    async with racing(open_gateway, second=LOST) as race:
+        race.first.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.second.until(lambda: bool(race.second.jobs))
+        flight = next(iter(race.gateway.runtime.hub))
+        await until(lambda: len(race.gateway.runtime.hub) == 1)
+        race.first.gate.set()
+        answer = await asked
+        kept = await race.decision(answer)
+    assert flight.over
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "first@1"
+    assert [(one.deployment, one.outcome) for one in kept.attempts] == [("second", "engine_lost")]
+
+
+async def test_an_error_of_the_first_attempt_leaves_the_request_to_the_second(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        race.first.script = held_then_lost
+        race.first.gate.clear()
+        race.second.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.second.until(lambda: bool(race.second.jobs))
+        race.first.gate.set()
+        await until(
+            lambda: any(f.deployment.id == "second" for f in race.gateway.runtime.hub if f.attempt > 1)
+        )
+        race.second.gate.set()
+        answer = await asked
+        kept = await race.decision(answer)
+    assert answer.headers["x-mmserve-model"] == "second@1"
+    assert len(race.second.jobs) == 1
+    assert [(one.deployment, one.outcome) for one in kept.attempts] == [("first", "engine_lost")]
+
+
+async def held_then_lost(engine: FakeEngine, job_id: str, request: Any) -> Any:
+    await engine.gate.wait()
+    yield [3, {"code": "engine_lost", "message": "gone", "param": None}]
+
+
+async def test_a_client_that_leaves_ends_both_attempts(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        race.first.gate.clear()
+        race.second.gate.clear()
+        asked = asyncio.create_task(race.ask(stream=True))
+        await race.second.until(lambda: bool(race.second.jobs))
+        await until(lambda: all(flight.accepted for flight in race.gateway.runtime.hub))
+        for flight in race.gateway.runtime.hub:
+            flight.push([flight.job_id, -1, 103])
+        await race.first.until(lambda: bool(race.first.cancelled))
+        await race.second.until(lambda: bool(race.second.cancelled))
+        await asked
+        assert len(race.gateway.runtime.hub) == 0
+
+
+async def test_a_second_attempt_goes_only_where_there_is_room(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        race.second.state = "draining"
+        await race.second.beat()
+        loads = race.gateway.runtime.live.loads
+        await until(lambda: not (loads["second"].ready if "second" in loads else 0))
+        race.first.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.first.until(lambda: len(race.first.jobs) > LEARNING)
+        await asyncio.sleep(0.5)
+        assert not race.second.jobs
+        race.first.gate.set()
+        assert (await asked).headers["x-mmserve-model"] == "first@1"
