@@ -21,8 +21,9 @@ MIB, GIB = 2**20, 2**30
 # vocabulary of 49,152 (SmolLM2), 607 MiB with 262,144 (Gemma 3), whose tokenizers make the difference.
 CPU_RUNTIME_BYTES = 256 * MIB
 CPU_BYTES_A_VOCABULARY_ENTRY = 1536
-# vLLM's CPU kernels keep embeddings and head in a layout of their own, beside the weight that they share.
-CPU_COPIES_OF_THE_VOCABULARY = 2
+# vLLM's CPU kernels keep the head in a layout of their own, beside the weight that embeddings are looked up in; see
+# engine/lean.py.
+CPU_COPIES_OF_THE_VOCABULARY = 1
 # On a GPU: the CUDA context with its kernels; cuBLAS workspaces and what torch's allocator leaves between blocks;
 # NCCL's buffers where several devices share a replica.
 CUDA_CONTEXT_BYTES = 512 * MIB

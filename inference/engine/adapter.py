@@ -20,7 +20,7 @@ from inference.engine.answer import Answer
 from inference.engine.base import EventTail, Output, Prepared, TellStage, Usage
 from inference.engine.compiling import can_be_compiled
 from inference.engine.footprint import MEASURE, Footprint
-from inference.engine.lean import without_tokenizer_pool
+from inference.engine.lean import without_tokenizer_pool, without_unused_packing
 from inference.engine.options import GUIDED_OFF, engine_arguments
 from inference.engine.overtaking import with_overtaking
 from inference.engine.preparation import Body, Preparation
@@ -59,6 +59,7 @@ class VllmEngine:
         # Read when the engine is made, so one template process can fork engines of both kinds.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if options.in_process else "1"
         without_tokenizer_pool()
+        without_unused_packing()
         with_overtaking()
         arguments = engine_arguments(model_path, options, on_cpu=current_platform.is_cpu())
         with counted(lambda done_bytes: tell_stage("loading weights", done_bytes, total_bytes)):

@@ -1,4 +1,5 @@
-"""What daphne lacks at the wire: push-back on slow readers, a bound on bodies, JSON in place of HTML errors.
+"""What daphne lacks at the wire: room for many who come at once, push-back on slow readers, a bound on bodies, JSON in
+place of HTML errors.
 
 daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing
 of a client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock
@@ -17,6 +18,7 @@ import daphne.server
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer, reactor
+from twisted.internet.endpoints import serverFromString
 from twisted.web.http import HTTPChannel
 
 from inference.gateway.chunks import encode
@@ -33,6 +35,7 @@ FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.25
 # client might never see the answer.
 LINGER_S = 5.0
 MAX_UNREAD_FRAMES = 256
+BACKLOG = 2048  # connections that are not yet accepted; the kernel may allow fewer (net.core.somaxconn)
 JSON_PATHS = (b"/v1", b"/ws", b"/healthz", b"/readyz")
 
 
@@ -207,6 +210,12 @@ def set_aside_what_stays() -> None:
     gc.freeze()
 
 
+def listen(reactor: Any, description: str) -> Any:
+    """An endpoint on which many clients may come at once: Twisted lets 50 wait to be let in, and resets who is late."""
+    tcp = description.startswith("tcp:") and "backlog=" not in description
+    return serverFromString(reactor, f"{description}:backlog={BACKLOG}" if tcp else description)
+
+
 def install(runtime: GatewayRuntime) -> None:
     """Put all this in daphne's place, and let its reactor start and stop the runtime.
 
@@ -222,6 +231,7 @@ def install(runtime: GatewayRuntime) -> None:
     daphne.server.Server.handle_reply = handle_reply
     daphne.server.Server.kill_all_applications = kill_all_applications
     daphne.server.HTTPFactory = BoundedFactory
+    daphne.server.serverFromString = listen
     daphne.server.WebSocketFactory.protocol = BoundedSocket
     HTTPChannel.lineLengthExceeded = line_too_long
     HTTPChannel._respondToBadRequestAndDisconnect = bad_request

@@ -15,8 +15,10 @@ def main(model_path: str) -> None:
 
     told: list[tuple[str, int | None, int | None]] = []
     options = EngineOptions(context_length=256, max_streams=4, kv_cache_bytes=64 * 2**20)
-    VllmEngine(model_path, options, lambda stage, done=None, total=None: told.append((stage, done, total)))
-    print("told " + json.dumps(told))
+    engine = VllmEngine(
+        model_path, options, lambda stage, done=None, total=None: told.append((stage, done, total))
+    )
+    print("told " + json.dumps({"stages": told, "weights": engine.memory()["weights"]}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 import redis as redis_sync
 import websockets
@@ -243,3 +244,23 @@ async def test_daphne_stops_cleanly_while_it_answers(daphne, layer, redis_url):
         writer.write(post("/v1/chat/completions", json.dumps({**CHAT, "stream": True}).encode()))
         assert b"one" in await reader.readuntil(b"one")
     writer.close()
+
+
+async def test_500_clients_that_come_while_the_gateway_is_held_up_are_all_let_in(daphne: int) -> None:
+    [gateway] = [one for one in psutil.Process().children() if "daphne_app" in " ".join(one.cmdline())]
+    gateway.suspend()
+    try:
+        clients = await asyncio.to_thread(knock, daphne, 500)
+    finally:
+        gateway.resume()
+    for client in clients:
+        assert (await asyncio.to_thread(client.recv, 65536)).startswith(b"HTTP/1.1 200 ")
+        client.close()
+
+
+def knock(port: int, count: int) -> list[socket.socket]:
+    """So many clients, each with its request sent before anybody listens."""
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(count)]
+    for client in clients:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    return clients
