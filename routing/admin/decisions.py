@@ -136,6 +136,7 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
             for one in sorted(decision.candidates, key=lambda one: _order(record, one.id))
         ],
         "left_out": record.candidates_left_out,
+        "preferred_why": record.preferred_why,
         "attempts": record.attempts,
         "problems": decision.problems,
     }
@@ -144,10 +145,9 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
 def _replicas(record: DecisionRecord) -> list[tuple[str, str, str]]:
     if not record.preferred_why:
         return []
-    cached = f"{record.cached_tokens} of {record.prompt_tokens} tokens cached"
     return [
         ("Replica", record.preferred or "any", record.replica or "–"),
-        ("Prompt", record.preferred_why, cached),
+        ("Prompt's tokens from the cache", "–", f"{record.cached_tokens} of {record.prompt_tokens}"),
     ]
 
 

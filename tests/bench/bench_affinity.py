@@ -133,11 +133,16 @@ def _two_replicas(platform: Platform) -> Target:
 
 
 def _by_replica(platform: Platform, count: int) -> str:
-    """How many of the last requests each replica has answered, by the decisions that were kept."""
+    """How many of the last requests each replica has answered, and how many had the one that they preferred."""
     time.sleep(1.0)  # they are written a moment after the answer
     kept = platform.rest("GET", f"/v1/routing/decisions?limit={count}")["data"]
     found: dict[str, int] = {}
     for decision in kept:
         name = decision["outcome"]["replica"]
         found[name] = found.get(name, 0) + 1
-    return " and ".join(str(number) for number in sorted(found.values(), reverse=True))
+    answered = " and ".join(str(number) for number in sorted(found.values(), reverse=True))
+    wishes = [decision["outcome"] for decision in kept if decision["outcome"]["preferred_replica"]]
+    if not wishes:
+        return answered
+    granted = sum(wish["preferred_replica"] == wish["replica"] for wish in wishes)
+    return f"{answered}, {granted} of {len(wishes)} wishes granted"
