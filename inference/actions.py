@@ -228,9 +228,9 @@ def blame_files(
     ended = row.reason or "the engine ended without a reason"
     what = f"{version.served_id}: {in_words(found)}"
     if renewed:
-        words = f"{what}; the node's copy was brought anew from the store. {ended}"
+        words = f"{what}; the node's copy was brought anew from the store. The engine's end: {ended}"
     else:
-        words = f"{what}; repair the version before it is loaded. {ended}"
+        words = f"{what}; repair the version before it is loaded. The engine's end: {ended}"
     Replica.objects.filter(pk=replica).update(reason=words)
     bump("version.damaged", version.served_id, actor, ended, {"renewed": renewed, **dict(found)})
     if not renewed and Deployment.objects.filter(pk=row.deployment_id, failure="").update(failure=words):

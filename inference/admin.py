@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import BigIntegerField, ExpressionWrapper, OuterRef, Prefetch, Subquery, Sum
+from django.db.models import BigIntegerField, ExpressionWrapper, OuterRef, Prefetch, Subquery, Sum, TimeField
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminTimeWidget
 
 from inference import actions
 from inference.admin_memory import memory_table
@@ -115,8 +116,12 @@ class ReplicaInline(ReadOnlyInline):
     """A deployment's replicas."""
 
     model = Replica
-    fields = ("id", "device", "state", "rung", "reason", "created_at", "load_seconds")
+    fields = ("id", "device", "state", "on_rung", "reason", "created_at", "load_seconds")
     ordering = ("-created_at",)
+
+    @display(description="Rung")
+    def on_rung(self, obj: Replica) -> str:
+        return rung_of(obj)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("device__node")
@@ -126,10 +131,15 @@ class ScheduleInline(TabularInline):
     """When it is kept hot; saved as a whole by the deployment's page."""
 
     model = Schedule
+    verbose_name = "window"
+    verbose_name_plural = "Keep hot"
     fields = ("days", "start", "end", "timezone")
+    # Nobody plans by the second.
+    formfield_overrides = {TimeField: {"widget": UnfoldAdminTimeWidget(format="%H:%M")}}
     extra = 0
     max_num = actions.MAX_SCHEDULES
     tab = True
+    hide_title = True
 
 
 @admin.register(Deployment)
@@ -159,6 +169,7 @@ class DeploymentPage(LoadUnload):
         ("max_wait_s", "idle_ttl_s"),
     )
     STARTING = ("preload", "warmup_prompts")
+    LABELS = {"kv_cache_bytes": "KV cache (bytes)", "warmup_prompts": "Warm-up prompts"}
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         shown = self._shown(obj) if obj else ("version",)
@@ -174,9 +185,14 @@ class DeploymentPage(LoadUnload):
         return self._shown(obj) if obj else ()
 
     @display(description="On its ladder")
-    def on_ladder(self, obj: Deployment) -> str:
-        found = ladders([obj])[obj.pk]
-        return " → ".join(f"[{rung}]" if rung == found["rung"] else rung for rung in found["ladder"])
+    def on_ladder(self, obj: Deployment) -> SafeString:
+        return render_to_string("admin/parts/ladder.html", ladders([obj])[obj.pk])
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
+        found = super().formfield_for_dbfield(db_field, request, **options)
+        if found is not None and db_field.name in self.LABELS:
+            found.label = self.LABELS[db_field.name]
+        return found
 
     def _shown(self, obj: Any) -> tuple[str, ...]:
         return (*self.SHOWN, "memory_of", *(("last_log",) if getattr(obj, "last_log", None) else ()))
@@ -243,7 +259,7 @@ class ReplicaPage(ReadOnly, ModelAdmin):
     list_display = (
         "__str__",
         "state_label",
-        "rung",
+        "on_rung",
         "device",
         "load_bar",
         "kv_bar",
@@ -279,6 +295,10 @@ class ReplicaPage(ReadOnly, ModelAdmin):
     def state_label(self, obj: Replica) -> str:
         return obj.state
 
+    @display(description="Rung", ordering="rung")
+    def on_rung(self, obj: Replica) -> str:
+        return rung_of(obj)
+
     @display(description="Streams")
     def load_bar(self, obj: Any) -> SafeString | str:
         beat = _beat(obj)
@@ -308,17 +328,12 @@ class ReplicaPage(ReadOnly, ModelAdmin):
     def asked_at(self, obj: Replica) -> str:
         return in_utc(obj.created_at)
 
-    @display(description="Times (UTC)")
+    @display(description="Place and times (UTC)")
     def times(self, obj: Replica) -> SafeString:
         return facts_table(
             [
                 ("Reserved", in_bytes(obj.reserved_bytes)),
-                (
-                    "Rung",
-                    obj.rung
-                    if obj.rung == obj.wanted_rung
-                    else f"{obj.rung}, on its way to {obj.wanted_rung}",
-                ),
+                ("Rung", rung_of(obj)),
                 ("Host memory that it rests in", in_bytes(obj.host_bytes)),
                 (
                     "Woke in",
@@ -440,6 +455,13 @@ def memory_bar(device: Any, *, name: bool = False) -> SafeString:
         words += f", others have {in_bytes(others)}"
     text = f"{device.name}: {words}" if name else words
     return bar(reserved + others, device.budget_bytes, text, danger_above=NEARLY_FULL_PERCENT)
+
+
+def rung_of(obj: Replica) -> str:
+    """Where it is on its ladder, and where it goes; what has ended is nowhere."""
+    if obj.state not in ALIVE:
+        return "–"
+    return obj.rung if obj.rung == obj.wanted_rung else f"{obj.rung}, on its way to {obj.wanted_rung}"
 
 
 def _beat(obj: Any) -> ReplicaBeat | None:
