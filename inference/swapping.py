@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import redis
@@ -13,13 +13,14 @@ from django.utils import timezone
 
 from inference.beats import read_beats
 from inference.capacity.ladder import ASLEEP, SERVING
+from inference.capacity.pauses import Pauses
 from inference.capacity.placement import DeviceRoom, Need, place, refusal
-from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
+from inference.capacity.swap import LEAD_S, SOON_S, Resident, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
 from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.notify import connection
-from inference.protocol import PRIORITIES, queue_name
+from inference.protocol import PRIORITIES, ReplicaBeat, queue_name
 from inference.rungs import (
     can_be_raised,
     devices_of,
@@ -39,11 +40,27 @@ UNKNOWN_RELOAD_S = 10.0
 class Use:
     """What the controller remembers of one deployment; lost with it, and learned again."""
 
-    rate: UseRate
+    pauses: Pauses
     used_at: float
     name: str = ""
     asked_at: float | None = None
     busy: bool = False
+    jobs: int = 0
+    steps: int = 0
+    worked: bool = True
+
+    def seen(self, jobs: int, beats: Sequence[ReplicaBeat], now: float, of_all: Pauses) -> None:
+        """What waits, what runs, and whether an engine has moved on since the last look; a pause ends with any."""
+        steps = sum(beat.steps for beat in beats)
+        self.jobs = jobs
+        self.busy = bool(jobs) or any(beat.running or beat.waiting for beat in beats)
+        worked = self.busy or steps > self.steps
+        if worked and not self.worked:
+            for pauses in (self.pauses, of_all):
+                pauses.ended(now - self.used_at)
+        self.worked, self.steps = worked, steps
+        if worked:
+            self.used_at = now
 
 
 class Swapper:
@@ -51,6 +68,7 @@ class Swapper:
 
     def __init__(self) -> None:
         self._uses: dict[int, Use] = {}
+        self._pauses = Pauses()
 
     def step(self) -> None:
         """Observe, put to sleep, wake; the controller then starts and stops by the rows."""
@@ -80,12 +98,9 @@ class Swapper:
         ready = [str(row.pk) for rows in replicas.values() for row in rows if row.state == ReplicaState.READY]
         beats = read_beats(ready)
         for row in deployments:
-            use = self._uses.setdefault(row.pk, Use(UseRate(now), now, row.name))
+            use = self._uses.setdefault(row.pk, Use(Pauses(), now, row.name))
             own = [beats[key] for one in replicas[row.pk] if (key := str(one.pk)) in beats]
-            use.busy = bool(waiting[row.pk]) or any(beat.running or beat.waiting for beat in own)
-            use.rate.observe(sum(beat.jobs_per_s for beat in own) + waiting[row.pk], now)
-            if use.busy:
-                use.used_at = now
+            use.seen(waiting[row.pk], own, now, self._pauses)
             asked = (waiting[row.pk] > 0 or row.wanted_at is not None) and not _is_up(replicas[row.pk])
             use.asked_at = (use.asked_at or now) if asked else None
 
@@ -112,13 +127,13 @@ class Swapper:
         replicas: dict[int, list[Replica]],
         now: float,
     ) -> None:
-        """For each that is asked for, the most important and longest waiting first."""
+        """For each that is asked for, by its turn."""
         asking = [
             row
             for row in deployments
             if self._uses[row.pk].asked_at is not None and all(map(is_resting, replicas[row.pk]))
         ]
-        asking.sort(key=lambda row: (PRIORITY_CLASSES.index(row.priority_class), self._uses[row.pk].asked_at))
+        asking.sort(key=lambda row: self._wanted(row, 0, now).turn)
         rooms = {room.id: room for room in device_rooms()}
         # Where somebody is on the way out, its memory comes back by itself: nobody else has to go yet.
         leaving: dict[int, int] = defaultdict(int)
@@ -157,14 +172,8 @@ class Swapper:
         leaving: dict[int, int],
         now: float,
     ) -> None:
-        use = self._uses[row.pk]
-        wanted = Wanted(
-            bytes=need.bytes,
-            rank=PRIORITY_CLASSES.index(row.priority_class),
-            waited_s=now - (use.asked_at or now),
-            max_wait_s=row.max_wait_s,
-            load_s=row.usual_load_s or UNKNOWN_RELOAD_S,
-        )
+        wanted = self._wanted(row, need.bytes, now)
+        loads_left = loads_left_s((one, replica) for one in deployments for replica in replicas[one.pk])
         by_name = {one.name: one for one in deployments}
         found = []
         # One that rests needs no more than what it gave back, where it is.
@@ -172,6 +181,9 @@ class Swapper:
         short: dict[int, int] = {}
         for room in rooms.values():
             if refusal(need, replace(room, reserved_bytes=0)) is not None:
+                continue
+            if (left_s := loads_left.get(room.id, 0.0)) > LEAD_S:
+                log.debug("no room for %s on %s yet: it loads another for %.0f s", row.name, room.name, left_s)
                 continue
             residents = [
                 self._resident(by_pk, replica, now)
@@ -200,8 +212,20 @@ class Swapper:
                     leaving[device] += freed
                     short[device] = short.get(device, 0) - freed
 
+    def _wanted(self, row: Deployment, needed: int, now: float) -> Wanted:
+        use = self._uses[row.pk]
+        return Wanted(
+            bytes=needed,
+            rank=PRIORITY_CLASSES.index(row.priority_class),
+            jobs=use.jobs,
+            waited_s=now - (use.asked_at or now),
+            max_wait_s=row.max_wait_s,
+            load_s=row.usual_load_s or UNKNOWN_RELOAD_S,
+        )
+
     def _resident(self, row: Deployment, replica: Replica, now: float) -> Resident:
         use = self._uses[row.pk]
+        reload_s = row.usual_load_s or UNKNOWN_RELOAD_S
         return Resident(
             id=row.name,
             bytes=replica.reserved_bytes,
@@ -212,8 +236,9 @@ class Swapper:
             min_residency_s=row.min_residency_s,
             # What is still loading was asked for by somebody.
             busy=replica.rung == SERVING and (use.busy or replica.state != ReplicaState.READY),
-            uses_per_s=use.rate.at(now),
-            reload_s=row.usual_load_s or UNKNOWN_RELOAD_S,
+            soon=use.pauses.again(now - use.used_at, SOON_S, self._pauses),
+            missed=use.pauses.again(now - use.used_at, reload_s, self._pauses),
+            reload_s=reload_s,
         )
 
 
@@ -230,6 +255,17 @@ def waiting_jobs(deployments: Sequence[Deployment]) -> dict[int, int]:
         counts = [0] * len(deployments) * len(PRIORITIES)
     size = len(PRIORITIES)
     return {row.pk: sum(counts[at * size : (at + 1) * size]) for at, row in enumerate(deployments)}
+
+
+def loads_left_s(rows: Iterable[tuple[Deployment, Replica]]) -> dict[int, float]:
+    """For how long each device still loads what was placed there; 0 for what takes longer than it usually does."""
+    found: dict[int, float] = defaultdict(float)
+    for row, replica in rows:
+        if replica.state in (ReplicaState.PENDING, ReplicaState.LOADING) and not replica.stop_requested:
+            gone_s = (timezone.now() - replica.created_at).total_seconds()
+            for device in devices_of(replica):
+                found[device] += max(0.0, (row.usual_load_s or UNKNOWN_RELOAD_S) - gone_s)
+    return found
 
 
 def put_to_sleep(row: Deployment, why: str) -> None:

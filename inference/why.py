@@ -12,12 +12,12 @@ from django.utils import timezone
 
 from inference.beats import read_beats
 from inference.capacity.placement import DeviceRoom, Need, place, refusal, refusals
-from inference.capacity.swap import Resident, Wanted, spared
+from inference.capacity.swap import LEAD_S, Resident, Wanted, spared
 from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.protocol import ReplicaBeat
 from inference.reconcile import backoff_s
-from inference.swapping import UNKNOWN_RELOAD_S
+from inference.swapping import UNKNOWN_RELOAD_S, loads_left_s
 from registry import store
 from registry.cache import entry_name
 from registry.models import ModelVersion
@@ -108,10 +108,13 @@ def _of_residents(deployment: Deployment, need: Need, rooms: Sequence[DeviceRoom
     asked_at = deployment.wanted_at
     waited_s = (timezone.now() - asked_at).total_seconds() if asked_at else 0.0
     found = []
+    loads_left = loads_left_s({row: (row.deployment, row) for rows in there.values() for row in rows}.values())
     for room in rooms:
         # Only where it would fit if nobody else was there.
         if not there[room.id] or refusal(need, _emptied(room)) is not None:
             continue
+        if loads_left.get(room.id, 0.0) > LEAD_S:
+            found.append(f"{room.name} loads another: room for this one is made when that is up.")
         wanted = Wanted(
             bytes=need.on(room),
             rank=PRIORITY_CLASSES.index(deployment.priority_class),

@@ -1,25 +1,38 @@
-"""Who goes to sleep for whom. Pure: facts in, names and reasons out.
+"""Who goes to sleep for whom, and who is brought up next. Pure: facts in, names and reasons out.
 
 The victim is what costs least to be without: the probability that it is used soon, times the measured time to
 bring it back, over the bytes that it frees (the GreedyDual-Size-Frequency idea of web caches: Cherkasova 1998).
+Of few candidates the cheapest set that frees enough is found by trying all; of many, the cheapest a byte.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 SOON_S = 60.0
-# A busy one is drained for another that has waited for half of what a swap and its way back cost in loads: the
+# Every swap costs more than its load: a drain, a turn among the loads, requests that pile up behind it.
+SWAP_S = 30.0
+# A busy one is drained for another that has waited for this share of what a swap and its way back cost in loads: the
 # ski-rental rule bounds the share of time that goes into swapping, and with it everybody's wait.
-PATIENCE = 0.5
+PATIENCE = 0.75
 IDLE_RESIDENCY_SHARE = 0.4
+# More likely than not, by as much as one expected use is (1 - 1/e).
+LIKELY = 0.63
+# One that is busy now but cheaper is waited for so long before an idle one goes, and costs so much more.
+HESITATE_S = 6.0
+BUSY_S = 4.0
+# Each waiting job counts as so much more waiting when it is decided who comes next.
+JOB_S = 5.0
+# Loads on a device come one after the other: room for the next one is made so long before its turn.
+LEAD_S = 0.5
+MAX_TRIED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """One replica that is up. ``rank`` 0 is the most important class; rates are per second."""
+    """One replica that is up. ``rank`` 0 is the most important class."""
 
     id: str
     bytes: int
@@ -29,26 +42,21 @@ class Resident:
     resident_s: float = 0.0
     min_residency_s: float = 0.0
     busy: bool = False
-    uses_per_s: float = 0.0
+    soon: float = 0.0  # the probability that it is used within SOON_S
+    missed: float = 0.0  # the probability that it is used before it could be back
     reload_s: float = 1.0
-
-    @property
-    def soon(self) -> float:
-        """The probability that it is used within SOON_S, if uses come independently (Poisson)."""
-        return 1.0 - math.exp(-self.uses_per_s * SOON_S)
 
     @property
     def residency_s(self) -> float:
         """How long it stays at least. An idle one only if it would be asked again before it could be back."""
         if self.busy:
             return self.min_residency_s
-        again = self.uses_per_s * self.reload_s > 1.0
-        return self.min_residency_s * IDLE_RESIDENCY_SHARE if again else 0.0
+        return self.min_residency_s * IDLE_RESIDENCY_SHARE if self.missed > LIKELY else 0.0
 
     @property
     def cost(self) -> float:
-        """Expected seconds of waiting that its absence causes soon, a byte."""
-        return self.soon * self.reload_s / max(1, self.bytes)
+        """Expected seconds of waiting that its absence causes soon."""
+        return self.soon * (self.reload_s + SWAP_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +65,7 @@ class Wanted:
 
     bytes: int
     rank: int = 1
+    jobs: int = 0
     waited_s: float = 0.0
     max_wait_s: float = 30.0
     load_s: float = 30.0
@@ -64,6 +73,17 @@ class Wanted:
     def patience_s(self, resident: Resident) -> float:
         """How long it waits for a busy resident to become idle."""
         return min(self.max_wait_s, PATIENCE * (self.load_s + resident.reload_s))
+
+    @property
+    def hesitates(self) -> bool:
+        """It still waits for a busy one that is cheaper."""
+        return self.waited_s < min(HESITATE_S, self.max_wait_s)
+
+    @property
+    def turn(self) -> tuple[int, bool, float]:
+        """Sorts who is brought up next: the class; past the bound the longest waiting; else waiting and jobs."""
+        overdue = self.waited_s >= self.max_wait_s
+        return self.rank, not overdue, -self.waited_s - (0.0 if overdue else JOB_S * self.jobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,55 +116,85 @@ def choose_victims(wanted: Wanted, residents: Sequence[Resident], free_bytes: in
     """The cheapest residents whose sleep makes room; idle ones before busy ones."""
     reasons = []
     eligible = []
+    later = []
     for resident in residents:
         why = spared(resident, wanted)
         if why is None:
-            eligible.append(resident)
-        else:
-            reasons.append(f"{resident.id}: {why}")
-    eligible.sort(key=lambda one: (one.busy, one.cost, -one.bytes, one.id))
-    chosen = _cheapest(wanted.bytes - free_bytes, eligible)
+            eligible.append(_Candidate(resident, resident.busy, resident.cost))
+            continue
+        reasons.append(f"{resident.id}: {why}")
+        if _is_free_soon(resident, wanted):
+            later.append(_Candidate(resident, False, resident.cost + BUSY_S))
+    needed = wanted.bytes - free_bytes
+    chosen = _cheapest(needed, eligible)
     if chosen is None:
         return Eviction(reasons=tuple(reasons))
-    cost = sum(one.cost * one.bytes for one in chosen)
-    return Eviction(victims=tuple(one.id for one in chosen), cost=cost, reasons=tuple(reasons))
+    if wanted.hesitates and later:
+        better = _cheapest(needed, [*eligible, *later]) or []
+        awaited = [one.resident.id for one in better if one in later]
+        if awaited:
+            waits = f"waits up to {HESITATE_S:.0f} s for {', '.join(awaited)}: cheaper than those that are idle"
+            return Eviction(reasons=(*reasons, waits))
+    return Eviction(
+        victims=tuple(one.resident.id for one in chosen),
+        cost=sum(one.resident.cost for one in chosen),
+        reasons=tuple(reasons),
+    )
 
 
-def _cheapest(needed: int, eligible: Sequence[Resident]) -> list[Resident] | None:
-    """The cheapest a byte until enough is freed; then whoever turned out superfluous is spared, the dearest first."""
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    resident: Resident
+    drained: bool
+    cost: float
+
+    @property
+    def order(self) -> tuple[bool, float, int, str]:
+        """The cheapest a byte first."""
+        freed = self.resident.bytes
+        return self.drained, self.cost / max(1, freed), -freed, self.resident.id
+
+
+def _is_free_soon(resident: Resident, wanted: Wanted) -> bool:
+    """It is up, and only what it does now keeps it from going."""
+    up = resident.busy and resident.resident_s > 0
+    return up and not resident.pinned and resident.on_demand and resident.rank == wanted.rank
+
+
+def _cheapest(needed: int, eligible: Sequence[_Candidate]) -> list[_Candidate] | None:
+    """The set that frees enough with the fewest that are drained, then at the least cost; None: all are too few."""
     if needed <= 0:
         return []
-    if sum(one.bytes for one in eligible) < needed:
+    if sum(one.resident.bytes for one in eligible) < needed:
         return None
-    chosen: list[Resident] = []
+    ranked = sorted(eligible, key=lambda one: one.order)
+    if len(ranked) > MAX_TRIED:
+        return _cheapest_a_byte(needed, ranked)
+    sets = (
+        chosen
+        for count in range(1, len(ranked) + 1)
+        for chosen in combinations(ranked, count)
+        if sum(one.resident.bytes for one in chosen) >= needed
+    )
+    return list(min(sets, key=_price))
+
+
+def _price(chosen: Sequence[_Candidate]) -> tuple[int, float, int]:
+    drained = sum(one.drained for one in chosen)
+    return drained, sum(one.cost for one in chosen), sum(one.resident.bytes for one in chosen)
+
+
+def _cheapest_a_byte(needed: int, ranked: Sequence[_Candidate]) -> list[_Candidate]:
+    """In their order until enough is freed; then whoever turned out superfluous is spared, the dearest first."""
+    chosen: list[_Candidate] = []
     room = 0
-    for one in eligible:
+    for one in ranked:
         if room >= needed:
             break
         chosen.append(one)
-        room += one.bytes
-    for one in sorted(chosen, key=lambda one: (one.busy, one.cost), reverse=True):
-        if room - one.bytes >= needed:
+        room += one.resident.bytes
+    for one in reversed(list(chosen)):
+        if room - one.resident.bytes >= needed:
             chosen.remove(one)
-            room -= one.bytes
+            room -= one.resident.bytes
     return chosen
-
-
-class UseRate:
-    """Uses a second of one deployment, decaying over about two minutes."""
-
-    __slots__ = ("_at", "_rate")
-    MEMORY_S = 120.0
-
-    def __init__(self, now: float) -> None:
-        self._at = now
-        self._rate = 0.0
-
-    def observe(self, per_s: float, now: float) -> None:
-        """What is seen at this moment; the longer since the last look, the more it counts."""
-        keep = math.exp(-max(0.0, now - self._at) / self.MEMORY_S)
-        self._rate = self._rate * keep + per_s * (1.0 - keep)
-        self._at = now
-
-    def at(self, now: float) -> float:
-        return self._rate * math.exp(-max(0.0, now - self._at) / self.MEMORY_S)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.capacity.swap import Resident, UseRate, Wanted, choose_victims
+from inference.capacity.swap import HESITATE_S, MAX_TRIED, Resident, Wanted, choose_victims, spared
 
-A = Resident(id="a", bytes=10, resident_s=100.0, uses_per_s=1.0, reload_s=5.0)
-B = Resident(id="b", bytes=10, resident_s=100.0, uses_per_s=0.0, reload_s=5.0)
+A = Resident(id="a", bytes=10, resident_s=100.0, soon=1.0, missed=1.0, reload_s=5.0)
+B = Resident(id="b", bytes=10, resident_s=100.0, soon=0.0, reload_s=5.0)
 WANTED = Wanted(bytes=10)
 
 
@@ -29,7 +29,7 @@ def test_of_two_alike_the_one_that_is_back_sooner_goes() -> None:
 
 
 def test_one_that_frees_enough_spares_the_others() -> None:
-    small, big = replace(B, id="small", bytes=2), replace(B, id="big", bytes=10, uses_per_s=0.001)
+    small, big = replace(B, id="small", bytes=2), replace(B, id="big", bytes=10, soon=0.001)
     assert choose_victims(WANTED, [small, big], free_bytes=0).victims == ("big",)
 
 
@@ -41,8 +41,8 @@ def test_one_that_frees_enough_spares_the_others() -> None:
         ({"rank": 0}, "of a higher class"),
         ({"busy": True, "resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 10 s"),
         # Asked for every second, back in five: it would be missed at once.
-        ({"uses_per_s": 1.0, "resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 4 s"),
-        ({"busy": True}, "drained only after 18 s"),
+        ({"missed": 1.0, "resident_s": 3.0, "min_residency_s": 10.0}, "up for 3 s of at least 4 s"),
+        ({"busy": True}, "drained only after 26 s"),
     ],
 )
 def test_who_is_spared_and_why(change: dict[str, object], why: str) -> None:
@@ -54,7 +54,7 @@ def test_who_is_spared_and_why(change: dict[str, object], why: str) -> None:
 
 def test_a_busy_one_goes_when_somebody_has_waited_too_long_or_is_more_important() -> None:
     busy = replace(B, busy=True)
-    assert choose_victims(replace(WANTED, waited_s=18.0), [busy], free_bytes=0).victims == ("b",)
+    assert choose_victims(replace(WANTED, waited_s=26.5), [busy], free_bytes=0).victims == ("b",)
     assert choose_victims(replace(WANTED, waited_s=9.0, max_wait_s=9.0), [busy], free_bytes=0).victims == (
         "b",
     )
@@ -72,7 +72,8 @@ residents = st.builds(
     resident_s=st.floats(0, 100),
     min_residency_s=st.floats(0, 100),
     busy=st.booleans(),
-    uses_per_s=st.floats(0, 10),
+    soon=st.floats(0, 1),
+    missed=st.floats(0, 1),
     reload_s=st.floats(0.1, 100),
 )
 
@@ -93,9 +94,70 @@ def test_victims_make_room_none_is_superfluous_and_none_was_to_be_spared(
         assert not any(row.resident_s < row.residency_s for row in chosen)
 
 
-def test_a_rate_of_use_decays() -> None:
-    rate = UseRate(0.0)
-    for second in range(1, 601):
-        rate.observe(2.0, float(second))
-    assert rate.at(600.0) == pytest.approx(2.0, rel=0.2)
-    assert rate.at(900.0) < 0.4 * rate.at(600.0)
+COLD = Resident(id="cold", bytes=10, resident_s=3.0, min_residency_s=10.0, busy=True, soon=0.1, reload_s=5.0)
+
+
+def test_one_that_is_cheaper_is_waited_for_though_it_is_busy() -> None:
+    first = choose_victims(WANTED, [A, COLD], free_bytes=0)
+
+    assert first.victims == ()
+    assert "waits up to 6 s for cold: cheaper than those that are idle" in first.reasons
+    assert choose_victims(WANTED, [A, replace(COLD, busy=False)], free_bytes=0).victims == ("cold",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"soon": 1.0},
+        {"pinned": True},
+        {"on_demand": False},
+        {"rank": 0},
+        # It still loads.
+        {"resident_s": 0.0},
+    ],
+)
+def test_one_that_does_not_come_free_or_is_no_cheaper_is_not_waited_for(change: dict[str, object]) -> None:
+    assert choose_victims(WANTED, [A, replace(COLD, **change)], free_bytes=0).victims == ("a",)
+
+
+def test_nobody_hesitates_for_longer_than_it_may_wait() -> None:
+    assert choose_victims(replace(WANTED, waited_s=6.0), [A, COLD], free_bytes=0).victims == ("a",)
+    quick = replace(WANTED, waited_s=2.0, max_wait_s=2.0)
+    assert choose_victims(quick, [A, COLD], free_bytes=0).victims == ("a",)
+
+
+def test_the_cheapest_set_is_found_where_the_cheapest_a_byte_would_overshoot() -> None:
+    rows = [
+        replace(A, id="half", bytes=5, soon=0.4),
+        replace(A, id="other", bytes=5, soon=0.4),
+        replace(A, id="big", bytes=12, soon=0.9),
+    ]
+    assert choose_victims(WANTED, rows, free_bytes=0).victims == ("half", "other")
+    assert choose_victims(replace(WANTED, bytes=12), rows, free_bytes=0).victims == ("big",)
+
+
+def test_the_turn_is_by_class_then_by_waiting_and_jobs_but_past_the_bound_by_waiting_alone() -> None:
+    important = replace(WANTED, rank=0)
+    long = replace(WANTED, waited_s=9.0, jobs=1)
+    many = replace(WANTED, waited_s=1.0, jobs=3)
+    late = replace(WANTED, waited_s=30.0, jobs=1)
+    later = replace(WANTED, waited_s=31.0, jobs=1)
+    flood = replace(WANTED, waited_s=29.0, jobs=1000)
+    found = sorted([long, flood, late, many, later, important], key=lambda one: one.turn)
+    assert found == [important, later, late, flood, many, long]
+
+
+@given(st.lists(residents, max_size=14), st.integers(1, 100), st.floats(0, 60))
+def test_no_other_set_of_eligible_ones_costs_less_where_all_are_tried(
+    rows: list[Resident], needed: int, waited: float
+) -> None:
+    wanted = Wanted(bytes=needed, waited_s=max(HESITATE_S, waited))
+    found = choose_victims(wanted, rows, 0)
+    eligible = [row for row in rows if spared(row, wanted) is None]
+    if not found.victims:
+        assert sum(row.bytes for row in eligible) < needed
+        return
+    idle = [row for row in eligible if not row.busy]
+    alone = [row.cost for row in idle if row.bytes >= needed]
+    if alone and len(eligible) <= MAX_TRIED:
+        assert found.cost <= min(alone)
