@@ -183,7 +183,9 @@ class Swapper:
             if refusal(need, replace(room, reserved_bytes=0)) is not None:
                 continue
             if (left_s := loads_left.get(room.id, 0.0)) > LEAD_S:
-                log.debug("no room for %s on %s yet: it loads another for %.0f s", row.name, room.name, left_s)
+                log.debug(
+                    "no room for %s on %s yet: it loads another for %.0f s", row.name, room.name, left_s
+                )
                 continue
             residents = [
                 self._resident(by_pk, replica, now)

@@ -108,7 +108,9 @@ def _of_residents(deployment: Deployment, need: Need, rooms: Sequence[DeviceRoom
     asked_at = deployment.wanted_at
     waited_s = (timezone.now() - asked_at).total_seconds() if asked_at else 0.0
     found = []
-    loads_left = loads_left_s({row: (row.deployment, row) for rows in there.values() for row in rows}.values())
+    loads_left = loads_left_s(
+        {row: (row.deployment, row) for rows in there.values() for row in rows}.values()
+    )
     for room in rooms:
         # Only where it would fit if nobody else was there.
         if not there[room.id] or refusal(need, _emptied(room)) is not None:

@@ -48,6 +48,8 @@ class Pauses:
                 found += count
             elif pause_s < high:
                 start = math.log(max(low, SHORTEST_S))
-                found += count * (math.log(high) - math.log(max(pause_s, SHORTEST_S))) / (math.log(high) - start)
+                found += (
+                    count * (math.log(high) - math.log(max(pause_s, SHORTEST_S))) / (math.log(high) - start)
+                )
             low = high
         return found

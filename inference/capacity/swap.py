@@ -133,7 +133,9 @@ def choose_victims(wanted: Wanted, residents: Sequence[Resident], free_bytes: in
         better = _cheapest(needed, [*eligible, *later]) or []
         awaited = [one.resident.id for one in better if one in later]
         if awaited:
-            waits = f"waits up to {HESITATE_S:.0f} s for {', '.join(awaited)}: cheaper than those that are idle"
+            waits = (
+                f"waits up to {HESITATE_S:.0f} s for {', '.join(awaited)}: cheaper than those that are idle"
+            )
             return Eviction(reasons=(*reasons, waits))
     return Eviction(
         victims=tuple(one.resident.id for one in chosen),
@@ -176,7 +178,8 @@ def _cheapest(needed: int, eligible: Sequence[_Candidate]) -> list[_Candidate] |
         for chosen in combinations(ranked, count)
         if sum(one.resident.bytes for one in chosen) >= needed
     )
-    return list(min(sets, key=_price))
+    best = min(sets, key=lambda chosen: _price(chosen))
+    return list(best)
 
 
 def _price(chosen: Sequence[_Candidate]) -> tuple[int, float, int]:

@@ -18,6 +18,7 @@ from inference.protocol import ReplicaBeat, beat_key, queue_name
 from inference.reconcile import MAX_TRIES, give_up, reconcile, start_one
 from inference.status import statuses
 from inference.swapping import Swapper
+from inference.why import why_not_running
 from mmserve.errors import InsufficientMemory
 from registry import actions
 from registry.models import ModelVersion, VersionState
@@ -156,12 +157,50 @@ def test_a_busy_one_is_drained_only_after_the_longest_wait(
     up(a, running=1)
     ask(b)
     reconcile(swapper)
-    now += 5
+    now += 8
     reconcile(swapper)
     assert states()["a"] == (False, 1)
     now += 2
     reconcile(swapper)
     assert states()["a"] == (True, 0)
+
+
+def test_room_for_the_next_one_is_made_when_the_load_before_it_is_nearly_over(
+    make: Make, device: Device
+) -> None:
+    Device.objects.update(budget_bytes=4 * GIB)
+    a, b, c = make("a"), make("b"), make("c")
+    load(a)
+    swapper = Swapper()
+    reconcile(swapper)
+    up(a)
+    load(c)
+    reconcile(swapper)
+    assert states()["c"] == (False, 1)
+    ask_to_sleep(b)
+    ask(b)
+    reconcile(swapper)
+    assert states()["a"] == (False, 1), "it can answer while the other one loads"
+    assert "here/cpu:0 loads another: room for this one is made when that is up." in why_not_running(
+        b.version
+    )
+
+    Replica.objects.filter(deployment=c).update(created_at=timezone.now() - datetime.timedelta(minutes=1))
+    reconcile(swapper)
+    assert states()["a"] == (True, 0), "a load that hangs holds nobody up for longer than loads usually take"
+
+
+def ask_to_sleep(deployment: Deployment) -> None:
+    Deployment.objects.filter(pk=deployment.pk).update(replicas=1, asleep=True)
+
+
+def test_of_two_that_wait_the_one_with_more_jobs_is_next(make: Make) -> None:
+    a, b = make("a"), make("b")
+    for one, jobs in ((a, 1), (b, 3)):
+        ask_to_sleep(one)
+        ask(one, jobs)
+    reconcile(Swapper())
+    assert states() == {"a": (True, 0), "b": (False, 1)}
 
 
 def test_the_more_important_one_is_served_first(make: Make) -> None:

@@ -110,7 +110,7 @@ NEEDS = "here/cpu:0: needs 1.3 GiB, 0.7 GiB free of a budget of 2.0 GiB"
         ({"pinned": True}, 0, 60, "is not put to sleep for it: pinned"),
         ({"on_demand": False}, 0, 60, "is not put to sleep for it: always up"),
         ({"priority_class": "high"}, 0, 60, "is not put to sleep for it: of a higher class"),
-        ({}, 3, 60, "is not put to sleep for it: busy, and drained only after 10 s of waiting"),
+        ({}, 3, 60, "is not put to sleep for it: busy, and drained only after 15 s of waiting"),
         ({"min_residency_s": 90}, 3, 60, "is not put to sleep for it: up for 60 s of at least 90 s"),
     ],
 )
