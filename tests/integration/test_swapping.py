@@ -168,7 +168,7 @@ def test_a_busy_one_is_drained_only_after_the_longest_wait(
 def test_room_for_the_next_one_is_made_when_the_load_before_it_is_nearly_over(
     make: Make, device: Device
 ) -> None:
-    Device.objects.update(budget_bytes=4 * GIB)
+    Device.objects.update(budget_bytes=3 * GIB)
     a, b, c = make("a"), make("b"), make("c")
     load(a)
     swapper = Swapper()
