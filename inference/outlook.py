@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import msgspec
@@ -27,12 +27,13 @@ AT_MOST_EVERY_S = 0.3
 class Outlook:
     """Owned by the controller, which calls it at the end of each pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._told_at = float("-inf")
 
     def tell(self, asked_s: Mapping[str, float]) -> None:
         """``asked_s``: for how many seconds each deployment has been asked for without being up."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._told_at < AT_MOST_EVERY_S:
             return
         self._told_at = now

@@ -10,7 +10,7 @@ import pytest
 
 from inference.models import Deployment, Replica
 from inference.notify import connection
-from inference.outlook import Outlook, remember_load
+from inference.outlook import AT_MOST_EVERY_S, Outlook, remember_load
 from inference.protocol import ASKED_KEY
 from inference.reconcile import reconcile
 from inference.status import statuses
@@ -88,7 +88,11 @@ def test_the_controller_tells_of_all_that_is_wished_for_and_not_up(
 
 def test_it_is_not_told_more_often_than_it_is_news(make: Make, told: list[dict[str, Any]]) -> None:  # noqa: F811
     load(make("a"))
-    swapper, outlook = Swapper(), Outlook()
+    now = 100.0
+    swapper, outlook = Swapper(), Outlook(lambda: now)
     for _ in range(5):
         reconcile(swapper, outlook=outlook)
     assert len(told) == 1
+    now += 2 * AT_MOST_EVERY_S
+    reconcile(swapper, outlook=outlook)
+    assert len(told) == 2
