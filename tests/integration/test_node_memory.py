@@ -76,7 +76,7 @@ def machine(
         processes = Processes()
         agent = NodeAgent("here", processes)  # type: ignore[arg-type]
         agent.files = SimpleNamespace(  # type: ignore[assignment]
-            folder=lambda _key, _version: tmp_path, release=lambda _key: None
+            folder=lambda _key, _version: tmp_path, held=lambda _key: None, release=lambda _key: None
         )
         return agent, processes
 
