@@ -34,11 +34,14 @@ def observations(platform: Platform, model: str) -> list[dict[str, Any]]:
 
 
 def fill_the_batch(platform: Platform, model: str) -> None:
-    """As many streams at once as the deployment may have, twice, and more of prompts than one step takes."""
+    """As many streams at once as the deployment may have, twice, and more of prompts than one step takes.
+
+    With log probabilities, which take the most: what an earlier test has asked for takes no more than this.
+    """
 
     def ask(number: int) -> int:
         prompt = "word " * (1500 if number < LONG else 20)
-        body = {"model": model, "prompt": prompt, "max_tokens": 40, "ignore_eos": True}
+        body = {"model": model, "prompt": prompt, "max_tokens": 40, "ignore_eos": True, "logprobs": 5}
         return platform.http.post("/v1/completions", json=body, timeout=300).status_code
 
     with ThreadPoolExecutor(STREAMS + 8) as pool:
