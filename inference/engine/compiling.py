@@ -42,7 +42,8 @@ def form_key(model_path: str, options: EngineOptions) -> str:
     arguments = engine_arguments(model_path, options, on_cpu=True)
     parts: dict[str, Any] = {
         "format": FORMAT,
-        "software": [sys.version, torch.__version__, vllm.__version__],
+        # The libraries were compiled against what lies there.
+        "software": [sys.version, torch.__version__, vllm.__version__, sys.prefix],
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor_flags()],
         "options": {name: arguments[name] for name in sorted(arguments.keys() - NOT_IN_THE_KEY)},
         "model": {
