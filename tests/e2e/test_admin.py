@@ -238,9 +238,9 @@ def test_an_import_is_confirmed_runs_and_shows_facts_and_files(page: Page, site:
     say(page).to_contain_text("imported@1 is being fetched.")
 
     site.manage("rqworker", "ops", "--burst")
-    page.reload()
 
-    say(page).to_contain_text("LlamaForCausalLM")
+    # The page looks again by itself.
+    say(page).to_contain_text("LlamaForCausalLM", timeout=20_000)
     page.get_by_text("Files", exact=True).first.click()
     say(page).to_contain_text("model-1.safetensors")
 

@@ -75,7 +75,7 @@ async def test_an_arms_version_serves_and_the_record_names_experiment_arm_and_ha
     assert len(unit) == 16
     assert first.units == second.units
     assert first.request_id == answer.headers["x-mmserve-decision"]
-    assert "ada" not in msgspec.json.encode(first).decode()
+    assert "ada@" not in msgspec.json.encode(first).decode()
 
 
 async def test_the_session_header_is_a_unit_and_a_request_without_it_is_in_no_experiment(open_gateway):
