@@ -67,7 +67,8 @@ class Footprint:
             peak = max(0, first["peak"] - weights - cache)
             rest = max(0, first["process"] - weights - cache - peak)
             self._parts = {"weights": weights, "kv_cache": cache, "activations": peak, "runtime": rest}
-        self._watched = self._watched and _forget_peak()
+        # Where the kernel does not let us count the peak anew, what is resident at each look has to do.
+        self._resident = "VmHWM" if self._watched and _forget_peak() else "VmRSS"
         self._at_load = self._private() if self._watched else 0
         self._grown = 0
 
@@ -89,7 +90,7 @@ class Footprint:
     def _anonymous(self) -> int:
         """The peak since the load, not a sample: a batch's memory comes and goes between two looks."""
         found = dict(_KIB.findall(Path("/proc/self/status").read_text()))
-        return 1024 * (int(found["VmHWM"]) - int(found["RssFile"]) - int(found["RssShmem"]))
+        return 1024 * (int(found[self._resident]) - int(found["RssFile"]) - int(found["RssShmem"]))
 
 
 def private_bytes(pid: int) -> int:
@@ -164,7 +165,7 @@ def _give_back_what_is_free() -> None:
 
 
 _WRITTEN = re.compile(r"^(?:Private_Dirty|Private_Hugetlb|Swap): +(\d+) kB", re.MULTILINE)
-_KIB = re.compile(r"^(VmHWM|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
+_KIB = re.compile(r"^(VmHWM|VmRSS|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MINCORE = _LIBC.mincore
 

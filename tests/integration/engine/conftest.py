@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -99,6 +100,36 @@ def vllm_redis() -> Iterator[str]:
     shutil.rmtree(socket.parent, ignore_errors=True)
 
 
+@contextmanager
+def vllm_engine(spec: ReplicaSpec, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real engine in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.engine.vllm_engine",
+        msgspec.json.encode(spec).decode(),
+    ]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "LD_PRELOAD": environment.preload()}
+        )
+    yield process
+    process.kill()
+    process.wait(10)
+    print(log.read_text(errors="replace")[-6000:])
+
+
+async def is_up(gateway: TestGateway, replica: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until it serves."""
+
+    def is_ready() -> bool:
+        assert process.poll() is None, "the engine ended"
+        beat = gateway.beat(replica)
+        return beat is not None and beat.state == "ready"
+
+    await poll(is_ready, "a ready vLLM engine", wait_s=170)
+
+
 @pytest.fixture(scope="module")
 def vllm_process(
     vllm_redis: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
@@ -116,22 +147,8 @@ def vllm_process(
         ),
         log_path=str(log),
     )
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.integration.engine.vllm_engine",
-                msgspec.json.encode(spec).decode(),
-            ],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "LD_PRELOAD": environment.preload()},
-        )
-    yield process
-    process.kill()
-    process.wait(10)
-    print(log.read_text(errors="replace")[-6000:])
+    with vllm_engine(spec, log) as process:
+        yield process
 
 
 @pytest.fixture
@@ -140,11 +157,6 @@ async def vllm(vllm_redis: str, vllm_process: subprocess.Popen[bytes]) -> AsyncI
     found = TestGateway(vllm_redis, REAL)
     await found.open()
 
-    def is_ready() -> bool:
-        assert vllm_process.poll() is None, "the engine ended"
-        beat = found.beat(REAL)
-        return beat is not None and beat.state == "ready"
-
-    await poll(is_ready, "a ready vLLM engine", wait_s=170)
+    await is_up(found, REAL, vllm_process)
     yield found
     await found.close()

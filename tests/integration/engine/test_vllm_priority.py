@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from inference.engine import environment
 from inference.protocol import DONE, EngineOptions, ReplicaSpec
-from tests.integration.engine.gateway import TestGateway, poll
+from tests.integration.engine.conftest import is_up, vllm_engine
+from tests.integration.engine.gateway import TestGateway
 
 pytestmark = pytest.mark.vllm
 
@@ -48,20 +45,8 @@ def short_of_memory(
         ),
         log_path=str(log),
     )
-    command = [
-        sys.executable,
-        "-m",
-        "tests.integration.engine.vllm_engine",
-        msgspec.json.encode(spec).decode(),
-    ]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, "LD_PRELOAD": environment.preload()}
-        )
-    yield process
-    process.kill()
-    process.wait(10)
-    print(log.read_text(errors="replace")[-6000:])
+    with vllm_engine(spec, log) as process:
+        yield process
 
 
 @pytest.fixture
@@ -69,12 +54,7 @@ async def engine(vllm_redis: str, short_of_memory: subprocess.Popen[bytes]) -> A
     found = TestGateway(vllm_redis, NAME)
     await found.open()
 
-    def is_ready() -> bool:
-        assert short_of_memory.poll() is None, "the engine ended"
-        beat = found.beat(NAME)
-        return beat is not None and beat.state == "ready"
-
-    await poll(is_ready, "a ready vLLM engine", wait_s=170)
+    await is_up(found, NAME, short_of_memory)
     yield found
     await found.close()
 
