@@ -31,8 +31,9 @@ from inference.gateway.token_counts import TokenCounts
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from mmserve.errors import InvalidRequest, MmserveError
 from routing.core.assigner import decide_in_experiments
+from routing.core.chain import Link, may_go_on
 from routing.core.cost import NANO, NO_PRICE, Prices
-from routing.core.decision import Decision, Link, RequestFacts
+from routing.core.decision import Decision, RequestFacts
 from routing.core.filters import in_doubt
 from routing.core.live import DeploymentLoad
 from routing.core.records import AttemptRecord, counts_for_its_arm
@@ -66,7 +67,7 @@ class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
     __slots__ = ("assignments", "attempts", "decision", "facts", "flight", "hedge", "most_cost_nano", "plan", "rates",
-                 "request_id", "rest", "route", "table", "units")  # fmt: skip
+                 "request_id", "_rest", "route", "table", "units")  # fmt: skip
 
     def __init__(
         self,
@@ -88,12 +89,24 @@ class Generation:
         self.table = table
         self.most_cost_nano = most_cost_nano
         self.route = route_of(decision)
-        self.rest = list(decision.chain[1:])  # the choices that are left
+        self._rest: list[Link] | None = None
         self.attempts: list[AttemptRecord] = []  # the choices that were given up
         self.hedge: Beside | None = None
         self.assignments, self.units = exposures_of(decision)
         if self.assignments:
             flight.opening = ""
+
+    @property
+    def rest(self) -> list[Link]:
+        """The choices that are left; they may be worked out only now."""
+        if self._rest is None:
+            self._rest = list(self.decision.chain[1:])
+        return self._rest
+
+    @property
+    def may_move(self) -> bool:
+        """Whether there may be another choice; it is not worked out for that."""
+        return may_go_on(self.decision.chain) if self._rest is None else bool(self._rest)
 
     def expose(self, experiment: str, arm: str, unit: str) -> None:
         """Count it for an arm of one experiment more."""
@@ -255,7 +268,7 @@ class Generator:
         _check_limits(plan, deployment)
         deadline_s = deadline_s_of(plan, deployment)
         priority = class_of(plan, grant)
-        if len(decision.chain) == 1:
+        if not may_go_on(decision.chain):
             # Nowhere else to go: refused before anything is made for it.
             self._refuse_if_full(deployment, hold_of(deployment, self._live) if first.cold else None)
         request = plan.request(request_id, self._reply_to, time.time() + deadline_s, priority)
@@ -286,7 +299,7 @@ class Generator:
                 # Whether its tokens were reserved nobody knows: they are not given back.
                 self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
                 raise
-        if generation.rest or generation.attempts:
+        if generation.may_move or generation.attempts:
             flight.ask_first(self.mover_of(generation))
             route = table.routes.get(generation.route)
             if route is not None and route.first_token_s is not None:

@@ -49,7 +49,7 @@ class Hedges:
             return
         self._credit[route.id] = min(MOST_CREDIT, self._credit.get(route.id, 0.0) + route.hedge_share)
         # A unit of an experiment is served by its arm.
-        if not generation.rest or generation.assignments:
+        if generation.assignments or not generation.rest:
             return
         flight = generation.flight
         slow_s = self.generator.experience.slow_after_s(flight.deployment.id, flight.expected_s)

@@ -23,7 +23,6 @@ from inference.gateway.plan import estimate_tokens
 from inference.gateway.streaming import ClientGone, answer_of
 from inference.gateway.tasks import cancel_all
 from mmserve.errors import MmserveError
-from routing.core.assigner import subject_of
 from routing.core.assignment import Assignment
 from routing.core.table import RoutingTable
 
@@ -63,7 +62,7 @@ class Mirror:
         table = self._table()
         if not table.experiments.mirrors or original.plan.choices > 1:
             return
-        found = table.experiments.mirror(original.plan.model, subject_of(original.facts))
+        found = table.experiments.mirror(original.plan.model, original.facts)
         if found is None or found.served_id is None or len(self._tasks) >= MOST_AT_ONCE:
             return
         if not self._room_for(table, found.served_id):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-from routing.core.assignment import Subject
-from routing.core.decision import CHAIN, Assigned, Assignment, Decision, RequestFacts, decide_among
+from routing.core.chain import ArmsChain, Link
+from routing.core.decision import (
+    Assigned,
+    Assignment,
+    Decision,
+    RequestFacts,
+    chain_of,
+    decide_among,
+    decision_of,
+    judge,
+)
 from routing.core.live import DeploymentLoad, LiveColumns
 from routing.core.slate import Slate
 from routing.core.table import RoutingTable
@@ -19,7 +27,7 @@ def assign_arm(table: RoutingTable, slate: Slate, request: RequestFacts) -> Assi
     """
     if not table.experiments:
         return Assigned(slate=slate)
-    found = table.experiments.assign(request.model, subject_of(request))
+    found = table.experiments.assign(request.model, request)
     if found is None:
         return Assigned(slate=slate)
     exposure = Assignment(
@@ -36,33 +44,23 @@ def decide_in_experiments(
 ) -> Decision:
     """Decide with the experiments that run. A unit stays in its arm, whoever serves it in the end (intention to treat).
 
-    Where its arm cannot serve, what was asked for does; a route's own chain comes after the arm, for when it fails.
+    Where its arm cannot serve, what was asked for does; a route's own chain comes after the arm, for when it fails:
+    it is worked out only then, from the live state as it is now.
     """
     asked = table.slate(request.model)
     assigned = assign_arm(table, asked, request)
-    decision = decide_among(table, live, request, assigned)
-    if assigned.slate is asked:
-        return decision
-    is_enough = asked.route is None or request.wishes.no_fallback
-    if decision.chain and is_enough:
-        return decision
-    without = decide_among(table, live, request, Assigned(slate=asked, assignments=assigned.assignments))
-    if not decision.chain:
-        return without
-    known = {link.id for link in decision.chain}
-    after = (link for link in without.chain if link.id not in known)
-    return replace(decision, chain=(*decision.chain, *after)[:CHAIN])
-
-
-def subject_of(request: RequestFacts) -> Subject:
-    """What experiments read of a request."""
-    return Subject(
-        request=request.decision_id,
-        key=request.key,
-        user=request.user,
-        session=request.session,
-        team=request.team,
-        endpoint="chat.completions" if request.chat else "completions",
-        language=request.language,
-        tags=request.tags,
-    )
+    slate = assigned.slate
+    if slate is asked:
+        return decide_among(table, live, request, assigned)
+    if not isinstance(live, LiveColumns):
+        live = table.columns(live)
+    any_broken = live.any_broken
+    judgement = judge(slate, live.data.take(slate.rows, axis=1), request, any_broken=any_broken)
+    own = chain_of(judgement, request)
+    if not own:
+        return decide_among(table, live, request, Assigned(slate=asked, assignments=assigned.assignments))
+    chain: Sequence[Link] = own
+    if asked.route is not None and not request.wishes.no_fallback:
+        seen = live.data.take(asked.rows, axis=1)
+        chain = ArmsChain(own, lambda: chain_of(judge(asked, seen, request, any_broken=any_broken), request))
+    return decision_of(table, request, assigned, judgement, chain)

@@ -8,11 +8,16 @@ each other; the buckets are dealt out to the arms. A new share moves only those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
+
+import msgspec
+
+from routing.core.facts import RequestFacts
 
 BUCKETS = 10_000
 UNITS = ("key", "user", "session", "request")
@@ -23,13 +28,15 @@ MASK = 2**64 - 1
 _FIRST, _SECOND = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
 _PRIME = 2**61 - 1
 _UNKNOWN = -1
+# Units whose assignments are at hand, of each target; a new table begins anew.
+MOST_REMEMBERED = 4096
 _HOLDOUT_SALT = 0xA0761D6478BD642F
 _SAMPLE_SALT = 0xE7037ED1A0B428DB
 
 
 @dataclass(slots=True, kw_only=True)
 class Subject:
-    """What an assignment reads of a request; empty is "not told"."""
+    """What an assignment reads of a request, where there is no request; empty is "not told"."""
 
     request: str
     key: str = ""
@@ -41,8 +48,7 @@ class Subject:
     tags: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """One exposure: ``unit`` is the unit's number within this experiment, ``served_id`` what the arm asks for."""
 
     experiment: int
@@ -116,7 +122,7 @@ class _Ready:
         owners = [None if arm is None else by_id.get(arm) for arm in _owners(entry.deal)]
         self.owners = [owner or nobody for owner in owners]
 
-    def found(self, unit: int, owner: ArmEntry, subject: Subject) -> Assignment | None:
+    def found(self, unit: int, owner: ArmEntry, subject: Subject | RequestFacts) -> Assignment | None:
         """The assignment of a unit whose bucket is the owner's; None where a filter is not met."""
         entry = self.entry
         if self.filters and not _matches(self.filters, subject):
@@ -167,25 +173,35 @@ class _Layer:
 
 
 class _Line:
-    """What runs on one target. ``steps`` are tuples, because their loop runs for every request."""
+    """What runs on one target. ``steps`` are tuples, because their loop runs for every unit.
 
-    __slots__ = ("kinds", "layers", "steps")
+    A unit comes again and again, and gets the same each time: what it got is remembered, by all that is read of it.
+    """
+
+    __slots__ = ("_read", "_remembered", "kinds", "layers", "reads", "steps")
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
+        self.reads: dict[str, None] = {}
+        self._read: Callable[[Any], Any] | None = None
+        self._remembered: dict[Any, Assignment | None] = {}
         # Place of the unit's kind, the division, and who has each bucket: an arm, or a group's member.
         self.steps: list[tuple[int, int, int, list[Any], _Ready | None]] = []
         self.layers: dict[int, _Layer] = {}
 
     def add(self, one: _Ready) -> None:
         group = one.entry.group
+        kind = one.entry.unit if group is None else group.unit
+        self.reads |= dict.fromkeys((kind, *(name for name, _ in one.filters)))
+        # No request comes again.
+        self._read = None if "request" in self.reads else attrgetter(*self.reads)
         if group is None:
-            self._add(one.entry.unit, one.entry.salt, one.owners, one)
+            self._add(kind, one.entry.salt, one.owners, one)
             return
         layer = self.layers.get(group.salt)
         if layer is None:
             layer = self.layers[group.salt] = _Layer()
-            self._add(group.unit, group.salt, layer.members, None)
+            self._add(kind, group.salt, layer.members, None)
         layer.add(one, group)
 
     def _add(self, kind: str, salt: int, owners: list[Any], one: _Ready | None) -> None:
@@ -194,8 +210,21 @@ class _Line:
         divider = _Divider(salt)
         self.steps.append((self.kinds.index(kind), divider.a, divider.b, owners, one))
 
-    def first(self, subject: Subject) -> Assignment | None:
+    def first(self, subject: Subject | RequestFacts) -> Assignment | None:
         """The first experiment that this request is in."""
+        if self._read is None:
+            return self._first(subject)
+        told = self._read(subject)
+        try:
+            return self._remembered[told]
+        except KeyError:
+            found = self._first(subject)
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[told] = found
+        return found
+
+    def _first(self, subject: Subject | RequestFacts) -> Assignment | None:
         units = [unit_hash(kind, getattr(subject, kind)) for kind in self.kinds]
         for kind, a, b, owners, one in self.steps:
             unit = units[kind]
@@ -236,12 +265,12 @@ class Experiments:
         """Whether any experiment is a shadow."""
         return bool(self._mirrors)
 
-    def mirror(self, target: str, subject: Subject) -> Assignment | None:
+    def mirror(self, target: str, subject: Subject | RequestFacts) -> Assignment | None:
         """The arm that gets a copy of this request, if any."""
         line = self._mirrors.get(target)
         return None if line is None else line.first(subject)
 
-    def assign(self, target: str, subject: Subject) -> Assignment | None:
+    def assign(self, target: str, subject: Subject | RequestFacts) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.
 
         A request that does not name the experiment's unit (no ``user``, no session) is not in it.
@@ -255,7 +284,7 @@ def _salt(entry: ExperimentEntry) -> int:
     return entry.salt if entry.group is None else entry.group.salt
 
 
-def _matches(filters: Sequence[tuple[str, frozenset[str]]], subject: Subject) -> bool:
+def _matches(filters: Sequence[tuple[str, frozenset[str]]], subject: Subject | RequestFacts) -> bool:
     for name, wanted in filters:
         if name == "tags":
             if not wanted <= subject.tags:

@@ -6,13 +6,14 @@ The words of it are made when somebody asks: :meth:`Decision.explained`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from routing.core import scorer
+from routing.core.chain import CHAIN, Link
 from routing.core.facts import RequestFacts
 from routing.core.filters import (
     BREAKER_OPEN,
@@ -61,23 +62,8 @@ __all__ = [
     "decide",
 ]
 
-# Nobody tries more than this many after one another.
-CHAIN = 8
 
-
-class Link(msgspec.Struct, frozen=True):
-    """One place in the chain: a deployment, the version that it serves, and what is expected of it."""
-
-    id: str
-    served_id: str
-    cold: bool  # it must be loaded first: ``ttft_s`` has the time that takes
-    ttft_s: float
-    tpot_s: float
-    cost_usd: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment that this request takes part in; ``unit`` is hashed."""
 
     experiment: str
@@ -136,7 +122,7 @@ class Decision:
     model: str  # as it was asked for
     route: str | None
     served_id: str  # of the first choice; without one, of the only version, or the route
-    chain: tuple[Link, ...]
+    chain: Sequence[Link]
     assignments: tuple[Assignment, ...]
     judgement: Judgement
 
@@ -170,15 +156,14 @@ class Decision:
             policy=self.judgement.slate.policy.value,
             served_id=self.served_id,
             chosen=self.chosen,
-            chain=self.chain,
+            chain=tuple(self.chain),
             candidates=tuple(_candidate(self.judgement, place) for place in places),
             assignments=self.assignments,
             problems=self.judgement.slate.problems,
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assigned:
+class Assigned(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What the experiments say: who may serve now, and which arms the request is in."""
 
     slate: Slate
@@ -216,8 +201,19 @@ def decide_among(
     slate = assigned.slate
     if not isinstance(live, LiveColumns):
         live = table.columns(live)
-    judgement = judge(slate, live, request)
-    chain = chain_of(judgement, request)
+    judgement = judge(slate, live.data.take(slate.rows, axis=1), request, any_broken=live.any_broken)
+    return decision_of(table, request, assigned, judgement, chain_of(judgement, request))
+
+
+def decision_of(
+    table: RoutingTable,
+    request: RequestFacts,
+    assigned: Assigned,
+    judgement: Judgement,
+    chain: Sequence[Link],
+) -> Decision:
+    """What was found, as a decision."""
+    slate = assigned.slate
     return Decision(
         id=request.decision_id,
         revision=table.revision,
@@ -230,11 +226,10 @@ def decide_among(
     )
 
 
-def judge(slate: Slate, live: LiveColumns, request: RequestFacts) -> Judgement:
-    """Filters and figures of every target."""
-    columns = live.data.take(slate.rows, axis=1)
+def judge(slate: Slate, columns: Floats, request: RequestFacts, *, any_broken: bool) -> Judgement:
+    """Filters and figures of every target; ``columns`` is a copy of the live state of each."""
     predicted = predict(slate, columns, request)
-    filters = filters_of(slate, columns, predicted, request, any_broken=live.any_broken)
+    filters = filters_of(slate, columns, predicted, request, any_broken=any_broken)
     out = filters[0].out.copy()
     for one in filters[1:]:
         out |= one.out

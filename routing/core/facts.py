@@ -53,3 +53,13 @@ class RequestFacts:
     def output_tokens_about(self) -> int:
         """How many tokens may be made in all choices together."""
         return (USUAL_OUTPUT_TOKENS if self.max_tokens is None else self.max_tokens) * self.choices
+
+    @property
+    def request(self) -> str:
+        """The request as an experiment's unit."""
+        return self.decision_id
+
+    @property
+    def endpoint(self) -> str:
+        """What experiments filter by."""
+        return "chat.completions" if self.chat else "completions"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routing.core import assignment
 from routing.core.assignment import (
     BUCKETS,
     HOLDOUT,
@@ -87,6 +89,21 @@ def test_filters_are_all_met_or_the_experiment_is_not_for_this_request() -> None
     assert running.assign("m", Subject(request="r", user="ada", team="ads", tags=gold)) is not None
     assert running.assign("m", Subject(request="r", user="ada", team="ads")) is None
     assert running.assign("m", Subject(request="r", user="ada", team="hr", tags=gold)) is None
+
+
+def test_what_is_remembered_of_units_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [experiment(id=1, filters={"team": frozenset({"ads"})}), experiment(id=2, salt=mix(8))]
+    subjects = [
+        Subject(request=f"r{number}", user=f"u{number % 50}", team=("ads", "hr")[number % 2])
+        for number in range(200)
+    ]
+    fresh = [Experiments(entries).assign("m", one) for one in subjects]
+    for most in (4096, 10):
+        monkeypatch.setattr(assignment, "MOST_REMEMBERED", most)
+        running = Experiments(entries)
+        assert [running.assign("m", one) for one in subjects] == fresh
+        (line,) = running._split.values()
+        assert len(line._remembered) == min(most, 50)
 
 
 def test_experiments_of_one_exclusion_group_never_share_a_unit() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.core.decision import CHAIN, Kind, RequestFacts, decide
+from routing.core.chain import CHAIN
+from routing.core.decision import Kind, RequestFacts, decide
 from routing.core.filters import in_doubt
 from routing.core.route import Constraints, Policy, Wishes
 from tests.unit.routing.worlds import constraints, loads_of, option, table_of, wishes, worlds
