@@ -126,14 +126,14 @@ def start_experiment(row: Experiment, *, actor: str, reason: str = "") -> Experi
         raise Conflict(f"{MAX_LIVE} experiments run already.")
     row.alias = _alias_of(row.target)
     _take_slice(row)
-    _refuse_overlap(row)
     now = timezone.now()
     row.started_at = row.step_at = now
     row.ramp_step = 0
     row.exposure = exposures(row, arms)[0]
     row.deal = _deal(row, arms)
     to = State.RUNNING if row.exposure >= 1 or row.kind == Kind.SHADOW else State.RAMPING
-    return _move(row, to, "experiment.started", actor, reason, {"arms": _arms_of(row), "target": row.target})
+    data = {"arms": _arms_of(row), "target": row.target}
+    return _only_one(_move(row, to, "experiment.started", actor, reason, data))
 
 
 @transaction.atomic
@@ -194,10 +194,9 @@ def resume_experiment(row: Experiment, *, actor: str, reason: str = "") -> Exper
     """Go on where it was paused."""
     if row.state != State.PAUSED:
         raise Conflict(f"{row.name} is {row.state}, not paused.")
-    _refuse_overlap(row)
     row.step_at = timezone.now()
     to, row.paused_from = row.paused_from, ""
-    return _move(row, to, "experiment.resumed", actor, reason, report_of(row).summary())
+    return _only_one(_move(row, to, "experiment.resumed", actor, reason, report_of(row).summary()))
 
 
 @transaction.atomic
@@ -433,10 +432,13 @@ def _take_slice(row: Experiment) -> None:
     row.group_low, row.group_high = found
 
 
-def _refuse_overlap(row: Experiment) -> None:
-    """Two experiments on the same requests must share an exclusion group, or be for visibly different requests."""
+def _only_one(row: Experiment) -> Experiment:
+    """Two experiments on the same requests must share an exclusion group, or be for visibly different requests.
+
+    Asked once the revision is taken: who started another one meanwhile has committed by then.
+    """
     if row.kind == Kind.SHADOW:
-        return  # it changes nobody's answer
+        return row  # it changes nobody's answer
     others = Experiment.objects.filter(state__in=LIVE).exclude(pk=row.pk).exclude(kind=Kind.SHADOW)
     others = others.filter(alias=row.alias) if row.alias is not None else others.filter(target=row.target)
     for other in others:
@@ -453,6 +455,7 @@ def _refuse_overlap(row: Experiment) -> None:
                 "filters that no request meets both of.",
                 param="target",
             )
+    return row
 
 
 def _deal(row: Experiment, arms: Sequence[Arm]) -> list[list[int | None]]:

@@ -70,7 +70,7 @@ def settle(records: Iterable[UsageRecord]) -> int:
             totals.setdefault(place, Totals()).add(outcome_of(record, hashed))
             samples.setdefault(place[:2], UnitSample()).add(hashed, arm_ids.get((row.pk, arm), 0))
             exposures.append(_exposure(record, row, place, unit))
-    for place, batch in totals.items():
+    for place, batch in sorted(totals.items()):
         add_totals(place, batch)
     for (experiment, number), sample in samples.items():
         _add_units(experiment, number, sample)
@@ -79,7 +79,7 @@ def settle(records: Iterable[UsageRecord]) -> int:
 
 
 def add_totals(place: Place, batch: Totals) -> None:
-    """Add a batch to what is stored; the row is locked where the database can."""
+    """Add a batch to what is stored; the row is locked where the database can, by everybody in the same order."""
     experiment, phase, arm = place
     row, _ = ArmTotals.objects.select_for_update().get_or_create(
         experiment_id=experiment, phase=phase, arm=arm, defaults={"data": b""}
@@ -145,7 +145,7 @@ def join_feedback() -> int:
         )
         row.counted = row.value
         counted += 1
-    for place, batch in totals.items():
+    for place, batch in sorted(totals.items()):
         add_totals(place, batch)
     Feedback.objects.bulk_update(rows, ["pending", "counted"], batch_size=500)
     return counted

@@ -85,8 +85,9 @@ def test_the_api_holds_on_postgresql(postgres: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_usage_is_rolled_up_once_on_postgresql(postgres: str) -> None:
-    done = run(postgres, "-m", "pytest", "-q", "tests/integration/routing/test_rollup.py")
+def test_usage_and_experiments_count_once_on_postgresql(postgres: str) -> None:
+    modules = ("test_rollup.py", "test_settlement.py", "test_experiments_at_once.py", "test_routes.py")
+    done = run(postgres, "-m", "pytest", "-q", *[f"tests/integration/routing/{name}" for name in modules])
 
     assert done.returncode == 0, done.stdout[-6000:]
     assert "passed" in done.stdout
