@@ -10,6 +10,7 @@ from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils import timezone
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
@@ -26,11 +27,13 @@ from inference.status import Status, statuses
 from inference.why import why_not_running
 from registry.admin import VersionPage
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, actor_of
-from registry.admin_parts import bar, facts_table, in_bytes, in_utc, log_text
+from registry.admin_forms import BytesField
+from registry.admin_parts import bar, facts_table, in_bytes, in_utc, label, log_text
 from registry.models import ModelVersion
 
 NEARLY_FULL_PERCENT = 90
 MAX_PROCESSES = 8
+HEARD_LABELS = {"now": "success", "lost": "danger", "never": "warning", "leaving": "warning"}
 
 
 class LoadUnload(ActionAdmin):
@@ -48,9 +51,9 @@ class LoadUnload(ActionAdmin):
             row.found_status = found[self.version_of(row).pk]
         return changelist
 
-    @display(description="Status", label=STATE_LABELS)
-    def status(self, obj: Deployment) -> str:
-        return self.found_status(obj).status
+    @display(description="Status")
+    def status(self, obj: Deployment) -> SafeString:
+        return label(self.found_status(obj).status, STATE_LABELS)
 
     @display(description="Reason")
     def status_reason(self, obj: Deployment) -> str:
@@ -146,7 +149,7 @@ class ScheduleInline(TabularInline):
 class DeploymentPage(LoadUnload):
     """Deployments: engine options and bounds; load and unload."""
 
-    list_display = ("name", "version", "status", "replicas", "max_streams", "kv_cache", "queue_bound")
+    list_display = ("name", "version", "status", "status_reason", "replicas", "max_streams", "kv_cache")
     list_select_related = ("version__model",)
     search_fields = ("name", "version__model__name")
     autocomplete_fields = ("version",)
@@ -169,7 +172,7 @@ class DeploymentPage(LoadUnload):
         ("max_wait_s", "idle_ttl_s"),
     )
     STARTING = ("preload", "warmup_prompts")
-    LABELS = {"kv_cache_bytes": "KV cache (bytes)", "warmup_prompts": "Warm-up prompts"}
+    LABELS = {"warmup_prompts": "Warm-up prompts"}
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         shown = self._shown(obj) if obj else ("version",)
@@ -189,6 +192,8 @@ class DeploymentPage(LoadUnload):
         return render_to_string("admin/parts/ladder.html", ladders([obj])[obj.pk])
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
+        if db_field.name == "kv_cache_bytes":
+            return BytesField(label="KV cache", help_text=f"{db_field.help_text}; like 20 GiB")
         found = super().formfield_for_dbfield(db_field, request, **options)
         if found is not None and db_field.name in self.LABELS:
             found.label = self.LABELS[db_field.name]
@@ -265,7 +270,7 @@ class ReplicaPage(ReadOnly, ModelAdmin):
         "kv_bar",
         "speed",
         "first_token",
-        "created_at",
+        "asked_at",
     )
     list_filter = ("state", "deployment")
     list_select_related = ("deployment", "device__node")
@@ -291,9 +296,9 @@ class ReplicaPage(ReadOnly, ModelAdmin):
             row.beat = beats.get(str(row.pk))
         return changelist
 
-    @display(description="State", label=STATE_LABELS, ordering="state")
-    def state_label(self, obj: Replica) -> str:
-        return obj.state
+    @display(description="State", ordering="state")
+    def state_label(self, obj: Replica) -> SafeString:
+        return label(obj.state, STATE_LABELS)
 
     @display(description="Rung", ordering="rung")
     def on_rung(self, obj: Replica) -> str:
@@ -322,7 +327,7 @@ class ReplicaPage(ReadOnly, ModelAdmin):
     @display(description="TTFT")
     def first_token(self, obj: Any) -> str:
         beat = _beat(obj)
-        return f"{beat.ttft_s * 1000:.0f} ms" if beat and beat.ttft_s else "–"
+        return f"{beat.ttft_s * 1000:.0f}\u00a0ms" if beat and beat.ttft_s else "–"
 
     @display(description="Asked for (UTC)", ordering="created_at")
     def asked_at(self, obj: Replica) -> str:
@@ -406,7 +411,7 @@ class NodePage(ReadOnly, ModelAdmin):
     """Nodes and the memory of their devices."""
 
     list_display = ("name", "heard_label", "template_label", "memory", "revision")
-    fields = ("name", "heard_label", "last_seen", "template_label", "revision")
+    fields = ("name", "heard_label", "heard_at", "template_label", "revision")
     readonly_fields = fields
     inlines = (DeviceInline,)
 
@@ -414,25 +419,34 @@ class NodePage(ReadOnly, ModelAdmin):
         devices = Prefetch("devices", with_reserved(Device.objects.all()))
         return super().get_queryset(request).prefetch_related(devices)
 
-    @display(
-        description="Heard of",
-        label={"now": "success", "lost": "danger", "never": "warning", "leaving": "warning"},
-    )
-    def heard_label(self, obj: Node) -> str:
-        if obj.leaving:
-            return "leaving"
-        if obj.last_seen is None:
-            return "never"
-        silent_s = (timezone.now() - obj.last_seen).total_seconds()
-        return "now" if silent_s <= NODE_LOST_AFTER_S else "lost"
+    @display(description="Heard of")
+    def heard_label(self, obj: Node) -> SafeString:
+        return label(_heard(obj), HEARD_LABELS)
 
-    @display(description="Engine template", label={"warm": "success", "cold": "warning"})
-    def template_label(self, obj: Node) -> str:
-        return "warm" if obj.template_ready else "cold"
+    @display(description="Last heard of (UTC)", ordering="last_seen")
+    def heard_at(self, obj: Node) -> str:
+        return in_utc(obj.last_seen)
+
+    @display(description="Engine template")
+    def template_label(self, obj: Node) -> SafeString:
+        return label("warm" if obj.template_ready else "cold", {"warm": "success", "cold": "warning"})
 
     @display(description="Memory")
     def memory(self, obj: Node) -> SafeString:
-        return SafeString("").join(memory_bar(device, name=True) for device in obj.devices.all())
+        bars = ((memory_bar(device, name=True),) for device in obj.devices.all())
+        rows = format_html_join("", '<div style="margin: 0.25rem 0">{}</div>', bars)
+        return format_html(
+            "<div>{}</div>", rows
+        )  # one block: a narrow list sets what is in a cell side by side
+
+
+def _heard(obj: Node) -> str:
+    if obj.leaving:
+        return "leaving"
+    if obj.last_seen is None:
+        return "never"
+    silent_s = (timezone.now() - obj.last_seen).total_seconds()
+    return "now" if silent_s <= NODE_LOST_AFTER_S else "lost"
 
 
 def with_reserved(devices: Any) -> Any:

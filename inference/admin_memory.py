@@ -16,7 +16,7 @@ from inference.capacity.estimate import kv_cost
 from inference.memory import estimate_for
 from inference.models import Deployment, Device, LoadObservation
 from registry.admin_base import ReadOnly
-from registry.admin_parts import in_bytes, in_utc
+from registry.admin_parts import facts_table, in_bytes, in_utc
 
 COLUMNS = ("", "Estimated", "Last load")
 NAMES = {"kv_cache": "KV cache", "cuda_graphs": "CUDA graphs", "context": "CUDA context"}
@@ -58,7 +58,7 @@ def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tupl
     for name, members in _members(predicted):
         taken = measured.get(name)
         for member in members[:-1]:
-            rows.append((named(member), in_bytes(predicted[member]), ""))
+            rows.append((named(member), in_bytes(predicted[member]), f"in {named(name)}"))
         last = members[-1]
         shown = "–" if taken is None else in_bytes(taken)
         rows.append((named(last), in_bytes(predicted.get(last, 0)), shown))
@@ -101,7 +101,7 @@ class LoadObservationPage(ReadOnly, ModelAdmin):
         "peak_streams",
         "taken_at",
         "memory",
-        "options",
+        "with_options",
     )
     readonly_fields = fields
 
@@ -126,7 +126,15 @@ class LoadObservationPage(ReadOnly, ModelAdmin):
 
     @display(description="Off by")
     def off_by(self, obj: LoadObservation) -> str:
-        return f"{obj.error:+.1%}"
+        way = "too much" if obj.error > 0 else "too little"
+        return f"{obj.error:+.1%}: {way} was predicted" if obj.error else "nothing"
+
+    @display(description="Loaded with")
+    def with_options(self, obj: LoadObservation) -> SafeString:
+        return facts_table(
+            (name, in_bytes(value) if name.endswith("_bytes") else value)
+            for name, value in sorted(obj.options.items())
+        )
 
     @display(description="Loaded at (UTC)", ordering="at")
     def taken_at(self, obj: LoadObservation) -> str:

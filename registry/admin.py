@@ -28,6 +28,7 @@ from registry.admin_parts import (
     in_bytes,
     in_red,
     in_short,
+    label,
     links_list,
     markdown,
     progress_bars,
@@ -274,9 +275,9 @@ class VersionPage(OnTimeline, ActionAdmin):
     def served_id(self, obj: ModelVersion) -> str:
         return obj.served_id
 
-    @display(description="State", label=STATE_LABELS, ordering="state")
-    def state_label(self, obj: ModelVersion) -> str:
-        return obj.state
+    @display(description="State", ordering="state")
+    def state_label(self, obj: ModelVersion) -> SafeString:
+        return label(obj.state, STATE_LABELS)
 
     @display(description="Progress")
     def progress_bar(self, obj: ModelVersion) -> SafeString | str:

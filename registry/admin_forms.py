@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from django import forms
@@ -13,6 +14,9 @@ from unfold.widgets import (
 
 from registry.admin_base import ReasonForm, ReasonModelForm
 from registry.models import CAPABILITIES, check_label
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+BYTES = re.compile(rf"(\d{{1,18}}(?:\.\d{{1,6}})?)\s*({'|'.join(UNITS)})?")
 
 
 class WordsField(forms.Field):
@@ -49,6 +53,33 @@ class LinksField(forms.Field):
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         return (initial or []) != self.to_python(data)
+
+
+class BytesField(forms.Field):
+    """A number of bytes, typed with its unit: ``20 GiB``, ``1.5 GiB``; a bare number is bytes."""
+
+    widget = UnfoldAdminTextInputWidget
+
+    def prepare_value(self, value: Any) -> Any:
+        """In the largest unit that says it exactly; what was typed wrong comes back as it was."""
+        if not isinstance(value, int):
+            return value
+        unit = next((unit for unit in reversed(UNITS) if value and value % UNITS[unit] == 0), "B")
+        return f"{value // UNITS[unit]} {unit}"
+
+    def to_python(self, value: Any) -> int | None:
+        if value in self.empty_values:
+            return None
+        found = BYTES.fullmatch(str(value).strip())
+        if found is None:
+            raise forms.ValidationError("a number of bytes with its unit, like 20 GiB or 512 MiB")
+        return round(float(found[1]) * UNITS[found[2] or "B"])
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        try:
+            return bool(initial != self.to_python(data))
+        except forms.ValidationError:
+            return True
 
 
 class ModelForm(ReasonModelForm):

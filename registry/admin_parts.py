@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.template.loader import render_to_string
@@ -47,6 +47,12 @@ def bar(done: float, total: float | None, text: str, *, danger_above: float | No
     percent = round(min(100.0, 100 * done / total), 1) if total else 0
     danger = danger_above is not None and percent > danger_above
     return render_to_string("admin/parts/bar.html", {"percent": percent, "text": text, "danger": danger})
+
+
+def label(text: str, kinds: Mapping[str, str]) -> SafeString:
+    """A word on its colour, on a list and on a page alike; ``kinds`` are unfold's, by word."""
+    context = {"text": text, "type": kinds.get(text, "default")}
+    return render_to_string("unfold/helpers/label.html", context)
 
 
 def facts_table(rows: Iterable[tuple[str, Any]]) -> SafeString:

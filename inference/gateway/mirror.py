@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from inference.gateway.streaming import ClientGone, answer_of
 from inference.gateway.tasks import cancel_all
 from mmserve.errors import MmserveError
 from routing.core.assignment import Assignment
+from routing.core.records import shadow_key
 from routing.core.table import RoutingTable
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ MOST_AT_ONCE = 8
 # A replica has room to spare below this part of its streams, and when nothing waits.
 SPARE = 0.5
 SPENT_KEPT_S = 2 * 86_400
-
-
-def spent_key(experiment: str, day: str) -> str:
-    """Redis counter of a shadow experiment's tokens of one day."""
-    return f"mmserve:shadow:{experiment}:{day}"
 
 
 class Mirror:
@@ -67,7 +63,7 @@ class Mirror:
             return
         if not self._room_for(table, found.served_id):
             return
-        key = spent_key(found.experiment_name, f"{datetime.datetime.now(datetime.UTC):%Y%m%d}")
+        key = shadow_key(found.experiment_name, time.time())
         if self._spent.get(key, 0) >= found.tokens_per_day:
             return
         task = asyncio.create_task(self._run(original, found, key))

@@ -104,13 +104,13 @@ class BudgetPage(ActionAdmin):
 
     @display(description="Limit", ordering="limit_usd")
     def limit(self, obj: Budget) -> str:
-        return f"${in_usd(to_nano(obj.limit_usd))}"
+        return dollars(in_usd(to_nano(obj.limit_usd)))
 
     @display(description="Spent in this period")
     def spending(self, obj: Budget) -> SafeString:
         now, limit = standing(obj), to_nano(obj.limit_usd)
         held = f", {dollars(in_usd(now.held_nano))} held" if now.held_nano else ""
-        text = f"{dollars(in_usd(now.spent_nano))} of ${in_usd(limit)}{held}"
+        text = f"{dollars(in_usd(now.spent_nano))} of {dollars(in_usd(limit))}{held}"
         return bar(now.spent_nano + now.held_nano, limit, text, danger_above=NEARLY_SPENT_PERCENT)
 
     def create_row(self, obj: Budget, *, actor: str, reason: str, form: Any) -> Budget:

@@ -6,11 +6,12 @@ import datetime
 from typing import Any
 
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.urls.exceptions import NoReverseMatch
+from knox.models import get_token_model
 
 from mmserve.errors import MmserveError, NotFound
 from routing.core.cost import in_usd
@@ -29,6 +30,13 @@ COLUMNS = (
     "Whole",
     "Cost",
 )
+# How people read the scores; "score" is the policy's own figure, the smallest first.
+SCORES = {
+    "cost_usd": "cost ($)",
+    "ttft_s": "TTFT (s)",
+    "tpot_s": "TPOT (s)",
+    "kv_usage": "KV used",
+}
 PERMISSION = "routing.view_decisions"
 LABELS = {"completed": "success", "cancelled": "warning"}
 
@@ -104,7 +112,7 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
             ("Route", decision.route or "–"),
             ("Policy", decision.policy),
             ("Endpoint", record.endpoint),
-            ("Key", record.key),
+            ("Key", _key(record.key)),
             ("Team", record.team or "–"),
             ("Prompt tokens, about", facts.prompt_tokens_about),
             ("max_tokens", facts.max_tokens if facts.max_tokens is not None else "–"),
@@ -124,7 +132,7 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
             ("Served by", decision.chosen or "nobody", record.deployment or "–"),
             *_replicas(record),
         ],
-        "names": _score_names(record),
+        "names": [SCORES.get(name, name) for name in _score_names(record)],
         "candidates": [
             {
                 "id": one.id,
@@ -140,6 +148,15 @@ def _context(record: DecisionRecord) -> dict[str, Any]:
         "attempts": record.attempts,
         "problems": decision.problems,
     }
+
+
+def _key(key_id: str) -> str:
+    """By its name, if it is known."""
+    try:
+        found = get_token_model().objects.filter(pk=key_id).first()
+    except ValidationError:  # none of ours: a shadow's copy has no key
+        found = None
+    return str(found or key_id or "–")
 
 
 def _replicas(record: DecisionRecord) -> list[tuple[str, str, str]]:

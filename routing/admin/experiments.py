@@ -6,14 +6,23 @@ from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
 from mmserve.errors import InvalidRequest
 from registry.admin_base import ActionAdmin
 from routing.actions import experiments as actions
-from routing.admin.experiments_forms import ExperimentForm, ShipForm, WinnerForm
-from routing.admin.experiments_panel import STATE_LABELS, panel_of
+from routing.admin.experiments_forms import (
+    ExperimentForm,
+    FiltersField,
+    GuardrailsField,
+    RampField,
+    ShipForm,
+    WinnerForm,
+)
+from routing.admin.experiments_panel import STATE_LABELS, TONES, panel_of
 from routing.core.statistics.metrics import METRICS
 from routing.experiments.report import report_of
 from routing.models.experiments import LIVE, OPEN, Arm, ExclusionGroup, Experiment, State
@@ -27,6 +36,15 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "conclude": OPEN,
     "abort": OPEN,
     "ship": (*OPEN, State.CONCLUDED),
+}
+
+
+# Fields that a person types as lines, and how they read once they cannot be changed.
+AS_LINES = {
+    "filters": "filters_lines",
+    "primary_metric": "primary",
+    "guardrails": "guardrails_lines",
+    "ramp": "ramp_words",
 }
 
 
@@ -71,23 +89,21 @@ class ExperimentPage(ActionAdmin):
         return rows.prefetch_related("arms")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        open_to_edits = obj is None or obj.state == State.DRAFT
+        filters, primary, guardrails, ramp = (
+            field if open_to_edits else lines for field, lines in AS_LINES.items()
+        )
         return [
-            (None, {"fields": (("name", "target"), "hypothesis", ("unit", "holdout_percent"), "filters")}),
+            (None, {"fields": (("name", "target"), "hypothesis", ("unit", "holdout_percent"), filters)}),
             (
                 "What decides",
-                {
-                    "fields": (
-                        ("primary_metric", "smallest_effect"),
-                        ("alpha", "score_name"),
-                        "guardrails",
-                    )
-                },
+                {"fields": ((primary, "smallest_effect"), ("alpha", "score_name"), guardrails)},
             ),
             (
                 "How it grows",
-                {"fields": ("ramp", ("step_minutes", "step_requests"), ("group", "group_percent"))},
+                {"fields": (ramp, ("step_minutes", "step_requests"), ("group", "group_percent"))},
             ),
-            ("Shadow", {"fields": (("kind", "shadow_percent", "shadow_tokens_per_day"),)}),
+            ("Shadow", {"fields": ("kind", ("shadow_percent", "shadow_tokens_per_day"))}),
             ("Why", {"fields": ("reason",)}),
         ]
 
@@ -96,7 +112,8 @@ class ExperimentPage(ActionAdmin):
             return ()
         if obj.state == State.DRAFT:
             return ("name",)
-        return ("name", *(field for field in actions.FIELDS if field not in actions.EDITABLE_LATER))
+        fixed = (field for field in actions.FIELDS if field not in actions.EDITABLE_LATER)
+        return ("name", *(AS_LINES.get(field, field) for field in fixed))
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """The buttons that make sense in its state; the actions themselves check again."""
@@ -157,14 +174,31 @@ class ExperimentPage(ActionAdmin):
         return obj.state, obj.state.replace("_", " ")
 
     @display(description="What to make of it")
-    def verdict(self, obj: Experiment) -> str:
-        return report_of(obj).words if obj.state in OPEN else obj.state_reason or "–"
+    def verdict(self, obj: Experiment) -> SafeString | str:
+        """In red where somebody must act, in green where an arm has won."""
+        if obj.state not in OPEN:
+            return obj.state_reason or "–"
+        report = report_of(obj)
+        colour = {"bad": "text-red-700 dark:text-red-400", "good": "text-green-700 dark:text-green-400"}
+        return format_html('<span class="{}">{}</span>', colour.get(TONES[report.verdict], ""), report.words)
+
+    @display(description="Filters")
+    def filters_lines(self, obj: Experiment) -> SafeString | str:
+        return _lines(FiltersField().prepare_value(obj.filters)) or "none: every request to the target"
+
+    @display(description="Guardrails")
+    def guardrails_lines(self, obj: Experiment) -> SafeString | str:
+        return _lines(GuardrailsField().prepare_value(obj.guardrails)) or "none"
+
+    @display(description="Ramp (%)")
+    def ramp_words(self, obj: Experiment) -> str:
+        return RampField().prepare_value(obj.ramp) or "none: all at once"
 
     @display(description="Decides", ordering="primary_metric")
     def primary(self, obj: Experiment) -> str:
         return METRICS[obj.primary_metric].title
 
-    @display(description="Traffic in it")
+    @display(description="Traffic")
     def traffic(self, obj: Experiment) -> str:
         return f"{obj.exposure:.0%}" if obj.state in LIVE else "–"
 
@@ -275,6 +309,10 @@ class ExperimentPage(ActionAdmin):
             return {"winner": row.winner.name}
         report = report_of(row)
         return {"winner": report.leader} if report.verdict == "better" else {}
+
+
+def _lines(text: str) -> SafeString:
+    return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in text.splitlines()))
 
 
 @admin.register(ExclusionGroup)

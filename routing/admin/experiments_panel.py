@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from django.urls import reverse
+import redis
 from django.utils import timezone
 
 from registry.models import Event
 from routing.actions import experiments as actions
 from routing.admin.experiments_plot import percent, plot_of
+from routing.connection import connection
+from routing.core.records import shadow_key
 from routing.core.statistics.metrics import METRICS, Metric
 from routing.experiments.plan import plan_of
 from routing.experiments.report import GuardrailReport, Report, intervals, report_of
 from routing.experiments.watch import step_is_due, waits_for
-from routing.models.experiments import LIVE, OPEN, Experiment, State
+from routing.models.experiments import LIVE, OPEN, Experiment, Kind, State
 
 TIMELINE_EVENTS = 30
 MAX_ASKED = 1e9
@@ -51,9 +53,18 @@ HEADLINES = {
 }
 ENDED = {
     State.ROLLED_BACK: "Rolled back",
-    State.CONCLUDED: "Concluded",
+    State.CONCLUDED: "Concluded: {winner} won",
     State.SHIPPED: "Shipped: {winner}",
     State.PAUSED: "Paused: nobody is in it",
+}
+# What happens next, in the states where it does not depend on the numbers.
+NEXT = {
+    State.DRAFT: "Start begins with the first step.",
+    State.RUNNING: "At its full shares, until somebody ships, concludes or aborts it, or a guardrail breaks.",
+    State.PAUSED: "Everybody gets what {target} means without it. Resume goes on at this step; nobody changes the arm.",
+    State.CONCLUDED: "It is over. {target} means what it meant before: ship the winner to move it.",
+    State.ROLLED_BACK: "It is over. Everybody gets what {target} means without it.",
+    State.SHIPPED: "It is over: the alias moved to {winner}.",
 }
 # What the calculator on a draft's page asks for.
 ASKED = (
@@ -86,6 +97,7 @@ def planned(row: Experiment, given: Mapping[str, str]) -> dict[str, Any]:
 def panel_of(row: Experiment, given: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What templates/admin/experiments/panel.html shows."""
     report = report_of(row)
+    likeliest, chance = _chance(report)
     now = timezone.now()
     arms = list(row.arms.all())
     steps = actions.exposures(row, arms) if arms else []
@@ -98,28 +110,29 @@ def panel_of(row: Experiment, given: Mapping[str, str] | None = None) -> dict[st
         tone = "good"
     return {
         "tone": tone,
-        "headline": headline.format(leader=report.leader, winner=row.winner.name if row.winner else ""),
+        "headline": headline.format(leader=report.leader, winner=row.winner.name if row.winner else "nobody"),
         "words": row.state_reason if row.state == State.ROLLED_BACK else report.words,
         "state": row.state,
         "state_label": STATE_LABELS[row.state],
         "mismatch": report.mismatch.broken,
         "mismatch_p": f"{report.mismatch.p:.1g}",
         "state_words": row.state.replace("_", " "),
-        "chance": _chance(report),
-        "leader": report.leader,
+        "chance": chance,
+        "likeliest": likeliest,
         "days_left": _days(report),
-        "exposure": f"{row.exposure:.0%}" if row.state in LIVE else "0%",
         "units": report.distinct_units,
         "unit": row.unit,
         "requests": sum(one.requests for one in report.arms),
         "holdout": report.holdout_requests,
+        "traffic": "Copied" if row.kind == Kind.SHADOW else "Traffic in it, all arms",
         "steps": [
             {
-                "percent": f"{step:.0%}" if step >= 0.1 else f"{step:.1%}".replace(".0%", "%"),
-                "done": row.state in (*OPEN,) and place < row.ramp_step,
-                "now": row.state in OPEN and place == row.ramp_step,
+                "percent": _part(step),
+                "done": row.state in OPEN and place < row.ramp_step,
+                "now": row.state in LIVE and place == row.ramp_step,
+                "held": row.state == State.PAUSED and place == row.ramp_step,
             }
-            for place, step in enumerate(steps)
+            for place, step in enumerate(steps if row.state in (State.DRAFT, *OPEN) else [])
         ],
         "next": _next(report, now),
         "arms": _arm_rows(report),
@@ -130,9 +143,7 @@ def panel_of(row: Experiment, given: Mapping[str, str] | None = None) -> dict[st
         "plot": plot_of(report),
         "guardrails": [_guardrail(one) for one in report.guardrails],
         **(planned(row, given or {}) if row.state == State.DRAFT else {}),
-        "events": Event.objects.filter(subject=row.subject)[:TIMELINE_EVENTS],
-        "report_url": f"/v1/routing/experiments/{row.pk}/report",
-        "changelist": reverse("admin:routing_experiment_changelist"),
+        "events": [_event(one) for one in Event.objects.filter(subject=row.subject)[:TIMELINE_EVENTS]],
     }
 
 
@@ -147,6 +158,33 @@ def in_unit(metric: Metric, value: float | None) -> str:
     if metric.unit == "$":
         return f"${value:,.6f}"
     return f"{value:,.1f}"
+
+
+def _part(step: float) -> str:
+    """``2%``, ``2.5%``, ``100%``"""
+    return f"{100 * step:.3g}%"
+
+
+def _event(event: Event) -> dict[str, Any]:
+    """A transition with the numbers that it was made by."""
+    data, figures = event.data, []
+    if "from" in data and "to" in data:
+        figures.append(f"traffic {_part(data['from'])} → {_part(data['to'])}")
+    if data.get("winner"):
+        figures.append(f"winner {data['winner']}")
+    if requests := data.get("requests"):
+        figures.append(f"{sum(requests.values()):,} requests")
+    for arm, found in (data.get("primary") or {}).items():
+        if (value := found.get("relative")) is not None:
+            low, high = percent(found["relative_low"]), percent(found["relative_high"])
+            figures.append(f"{found['metric']} of {arm} {percent(value)} ({low} to {high})")
+    return {
+        "at": event.at,
+        "kind": event.kind.removeprefix("experiment.").replace("_", " "),
+        "actor": event.actor,
+        "reason": event.reason,
+        "figures": "; ".join(figures),
+    }
 
 
 def _arm_rows(report: Report) -> list[dict[str, Any]]:
@@ -207,20 +245,21 @@ def _guardrail(one: GuardrailReport) -> dict[str, Any]:
     }
 
 
-def _chance(report: Report) -> str:
-    if report.mismatch.broken:
-        return "–"
-    known = [
-        found[report.primary.name].chance_better
-        for found in report.comparisons.values()
-        if found[report.primary.name].chance_better is not None
-    ]
-    best = max((one for one in known if one is not None), default=None)
-    if best is None:
-        return "–"
+def _chance(report: Report) -> tuple[str, str]:
+    """The arm that is likeliest to be better than the control, and how likely."""
+    known = {
+        arm: chance
+        for arm, found in report.comparisons.items()
+        if (chance := found[report.primary.name].chance_better) is not None
+    }
+    if report.mismatch.broken or not known:
+        return "an arm", "–"
+    arm = max(known, key=known.__getitem__)
+    best = known[arm]
     if best > 0.999:
-        return "> 99.9%"
-    return "< 0.1%" if best < 0.001 else f"{best:.1%}" if best > 0.99 or best < 0.01 else f"{best:.0%}"
+        return arm, "> 99.9%"
+    words = "< 0.1%" if best < 0.001 else f"{best:.1%}" if best > 0.99 or best < 0.01 else f"{best:.0%}"
+    return arm, words
 
 
 def _days(report: Report) -> str:
@@ -241,6 +280,16 @@ def _next(report: Report, now: Any) -> str:
             return f"The next step comes in {left:.0f} min, if the guardrails hold."
         waiting = waits_for(report)
         return f"The next step waits: {waiting}" if waiting else "The next step comes now."
-    if row.state == State.RUNNING:
-        return "At its full shares. It goes on until somebody ships, concludes or aborts it, or a guardrail breaks."
-    return ""
+    if row.state == State.RUNNING and row.kind == Kind.SHADOW:
+        return f"Nobody waits for the copies. {_spent(row, now)}"
+    winner = row.winner.served_id if row.winner else "a version that was deleted"
+    return NEXT[State(row.state)].format(target=row.alias or row.target, winner=winner)
+
+
+def _spent(row: Experiment, now: Any) -> str:
+    """What of a shadow's budget its copies have taken today."""
+    try:
+        spent = int(connection().get(shadow_key(row.name, now.timestamp())) or 0)  # type: ignore[arg-type]
+    except redis.RedisError:
+        return f"They may take {row.shadow_tokens_per_day:,} tokens a day."
+    return f"{spent:,} of {row.shadow_tokens_per_day:,} tokens are used today (UTC)."

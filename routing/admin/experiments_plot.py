@@ -10,7 +10,7 @@ from routing.core.statistics.compare import Comparison, harm
 from routing.core.statistics.metrics import METRICS, Metric
 from routing.experiments.report import GuardrailReport, Report
 
-WIDTH, LABEL, ROW, TOP, BOTTOM, RIGHT = 860, 190, 34, 30, 26, 150
+WIDTH, LABEL, ROW, TOP, BOTTOM, RIGHT = 900, 190, 34, 30, 26, 190
 # Beyond this nothing is drawn to scale: an interval of ±300% says "not yet".
 WIDEST = 1.5
 GOOD, BAD, OPEN, MUTED = "#16a34a", "#dc2626", "#9810fa", "#9ca3af"
@@ -59,7 +59,7 @@ def plot_of(report: Report) -> dict[str, Any] | None:
                 "width": round(max(1.0, x(line.high) - x(line.low)), 1),
                 "colour": line.colour,
                 "limit": None if line.limit is None else x(_signed(line.metric, line.limit)),
-                "words": f"{line.value:+.1%}",
+                "words": percent(line.value),
                 "left": left,
                 "right": right,
                 "range": f"{percent(line.low)} to {percent(line.high)}",
@@ -133,8 +133,8 @@ def _turned_back(one: GuardrailReport) -> tuple[float, float, float] | None:
 
 
 def percent(value: float) -> str:
-    """``-8.9%``, ``+182%``"""
-    return f"{value:+.1%}" if abs(value) < 0.1 else f"{value:+.0%}"
+    """``-8.9%``, ``+182%``, ``+1,015%``"""
+    return f"{value:+.1%}" if abs(value) < 0.1 else f"{value:+,.0%}"
 
 
 def _signed(metric: Metric, limit: float) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
@@ -37,6 +39,14 @@ class NeedsConfirmation(Exception):
         self.draft = draft
 
 
+class InARow(UnfoldAdminCheckboxSelectMultipleWidget):
+    """Boxes to check, each before its word."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        """By the project's own template, which a form's renderer does not know."""
+        return render_to_string("admin/parts/checks.html", self.get_context(name, value, attrs))
+
+
 class RouteForm(ReasonModelForm):
     """A route."""
 
@@ -48,7 +58,7 @@ class RouteForm(ReasonModelForm):
         label="Nobody else is tried after",
         required=False,
         choices=[(cause.value, cause.value) for cause in Cause],
-        widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        widget=InARow,
     )
     expected_revision = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
@@ -84,7 +94,7 @@ class RoutePage(ActionAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         return [
-            (None, {"fields": (("name", "policy"), "description", "enabled")}),
+            (None, {"fields": (("name", "enabled"), "policy", "description")}),
             (
                 "What balanced weighs",
                 {"fields": (("weight_quality", "weight_cost"), ("weight_latency", "weight_load"))},
@@ -306,15 +316,24 @@ def _effect_rows(effect: Effect) -> dict[str, Any]:
             "cold": not one.scores.get("ready"),
             "reasons": one.reasons,
             "share": 100 * effect.shares.get(one.served_id, 0.0),
-            "ttft": _ms(one.scores.get("ttft_s")),
-            "tpot": _ms(one.scores.get("tpot_s")),
-            "cost": _dollars(one.scores.get("cost_usd")),
-            "quality": f"{one.scores.get('quality', 0.0):.2f}",
-            "load": f"{one.scores.get('load', 0.0):.2f}",
+            "figures": _figures(one.scores),
         }
-        for one in effect.candidates
+        for one in sorted(
+            effect.candidates, key=lambda one: (not one.eligible, -effect.shares.get(one.served_id, 0.0))
+        )
     ]
     return {"rows": rows, "problems": effect.problems, "refused": 100 * effect.refused}
+
+
+def _figures(scores: Mapping[str, float]) -> tuple[str, ...]:
+    """TTFT, TPOT, cost, quality and load; what does not run has made no token and has no load."""
+    return (
+        _ms(scores.get("ttft_s")),
+        _ms(scores.get("tpot_s") or None),
+        _dollars(scores.get("cost_usd")),
+        f"{scores.get('quality', 0.0):.2f}",
+        f"{scores.get('load', 0.0):.0%}" if scores.get("ready") else "–",
+    )
 
 
 def _ms(seconds: float | None) -> str:

@@ -18,21 +18,33 @@ from routing import reports, rollup
 from routing.connection import connection
 from routing.core.cost import in_usd
 from routing.core.records import USAGE_MOST
-from routing.models import UsageHour
+from routing.models import UsageCursor, UsageHour
 
 DAYS = 30
 TOP = 8
 COLOURED = 5
 COLOURS = ("var(--color-primary-600)", "#0ea5e9", "#10b981", "#f59e0b", "#ef4444", "#94a3b8")
+INK = "#7c8798"  # to be read on white and on black: a canvas does not know the theme
 CHART = {
     "animation": False,
     "responsive": True,
     "maintainAspectRatio": False,
     "maxBarThickness": 28,
-    "plugins": {"legend": {"position": "top", "align": "end", "labels": {"boxWidth": 10, "boxHeight": 10}}},
+    "plugins": {
+        "legend": {
+            "position": "top",
+            "align": "end",
+            "labels": {"boxWidth": 10, "boxHeight": 10, "color": INK},
+        }
+    },
     "scales": {
-        "x": {"stacked": True, "grid": {"display": False}},
-        "y": {"stacked": True, "beginAtZero": True, "title": {"display": True, "text": "USD"}},
+        "x": {"stacked": True, "grid": {"display": False}, "ticks": {"color": INK}},
+        "y": {
+            "stacked": True,
+            "beginAtZero": True,
+            "title": {"display": True, "text": "USD", "color": INK},
+            "ticks": {"color": INK},
+        },
     },
 }
 # What the tables show: the title, what is summed by, and the heading of the first column.
@@ -132,9 +144,13 @@ def table(by: str) -> list[dict[str, Any]]:
 def alarm() -> str:
     """What an operator must know of the roll-up, or ""."""
     try:
-        return str(rollup.lag(connection(), USAGE_MOST)["alarm"])
+        found = str(rollup.lag(connection(), USAGE_MOST)["alarm"])
     except redis.RedisError:
         return "Redis is away: what was used lately is not in these figures."
+    unreadable = sum(UsageCursor.objects.values_list("unreadable", flat=True))
+    if unreadable:
+        found += f" {unreadable:,} usage records could not be read: what they cost is in the controller's log alone."
+    return found.strip()
 
 
 def dollars(usd: str) -> str:

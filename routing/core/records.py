@@ -6,6 +6,7 @@ A field that is added has a default, so that an older record is still read.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import msgspec
@@ -31,6 +32,11 @@ BREAKERS_STALE_S = 10.0
 def decision_key(decision_id: str) -> str:
     """Redis string with a DecisionRecord."""
     return f"mmserve:decision:{decision_id}"
+
+
+def shadow_key(experiment: str, at: float) -> str:
+    """Redis counter of the tokens that a shadow experiment's copies took on the day (UTC) of ``at``, in unix time."""
+    return f"mmserve:shadow:{experiment}:{time.strftime('%Y%m%d', time.gmtime(at))}"
 
 
 class BreakerReport(msgspec.Struct, kw_only=True):

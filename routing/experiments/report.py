@@ -12,9 +12,11 @@ from typing import Any
 
 from django.utils import timezone
 
+from registry.models import Event
 from routing.core.assignment import HOLDOUT
 from routing.core.statistics import metrics as m
 from routing.core.statistics.compare import Comparison, arm_interval, bonferroni, compare, harm
+from routing.core.statistics.means import MIN_CLUSTERS, MIN_COUNT
 from routing.core.statistics.metrics import METRICS, Metric
 from routing.core.statistics.mismatch import Mismatch, mismatch
 from routing.core.statistics.totals import Totals
@@ -56,7 +58,7 @@ class GuardrailReport:
             return f"{self.metric.name}: too early to say"
         way = "worse" if self.value > 0 else "better"
         return (
-            f"{self.metric.name} of {self.arm} is {abs(self.value):.1%} {way}, the limit is {self.limit:.0%}"
+            f"{self.metric.name} of {self.arm} is {abs(self.value):,.1%} {way}, the limit is {self.limit:.0%}"
         )
 
 
@@ -120,9 +122,9 @@ class Report:
 NO_MISMATCH = Mismatch(0.0, 1.0, 0.0, broken=False)  # a shadow's pairs are whole
 VERDICTS = {
     "draft": "Not begun.",
-    "mismatch": "The arms do not have the units that their shares promise: nothing below can be trusted.",
+    "mismatch": "The arms do not have the units that their shares promise: no number of it can be trusted.",
     "guardrail": "A guardrail is broken.",
-    "early": "Too early to say anything.",
+    "early": "Too early: an interval takes {count} observations and {clusters} clusters of units in each arm.",
     "open": "No difference is proved yet.",
     "better": "The treatment is better.",
     "worse": "The control is better.",
@@ -269,7 +271,7 @@ def _verdict(
     primary = {name: found[metric.name] for name, found in comparisons.items()}
     known = {name: worse for name, one in primary.items() if (worse := harm(metric, one)) is not None}
     if not known:
-        return "early", VERDICTS["early"], None
+        return "early", VERDICTS["early"].format(count=MIN_COUNT, clusters=MIN_CLUSTERS), None
     best = min(known, key=lambda name: known[name][0])
     value, low, high = known[best]
     if metric.lower_is_better is None:
@@ -291,7 +293,10 @@ def _verdict(
         return "worse", f"The control is better: {best} is {value:.1%} worse ({low:.1%} to {high:.1%}).", None
     if all(max(abs(one[1]), abs(one[2])) <= experiment.smallest_effect for one in known.values()):
         return "same", VERDICTS["same"], best
-    return "open", VERDICTS["open"], best
+    way = f"{metric.title.lower()} of {best} is {abs(value):.1%} {'worse' if value > 0 else 'better'} so far"
+    if metric.lower_is_better is None:
+        way = f"{metric.title.lower()} of {best} differs by {value:.1%} so far"
+    return "open", f"{VERDICTS['open'][:-1]}: {way}.", best
 
 
 def _days_left(
@@ -300,7 +305,11 @@ def _days_left(
     """Until the smallest effect would be found, mostly, at the pace so far; None while that cannot be said."""
     if experiment.state not in LIVE or experiment.started_at is None:
         return None
-    elapsed = (now - experiment.started_at).total_seconds() / DAY_S
+    since = experiment.started_at
+    if experiment.phase > 1:  # what was measured before the shares changed does not count
+        changes = Event.objects.filter(subject=experiment.subject, kind="experiment.shares")
+        since = changes.order_by("-pk").values_list("at", flat=True).first() or since
+    elapsed = (now - since).total_seconds() / DAY_S
     left = []
     for found in comparisons.values():
         one = found[experiment.primary_metric]

@@ -441,6 +441,7 @@ def test_every_page_of_the_sidebar_opens(page: Page, served: dict[str, str]) -> 
         answer = page.goto(link)
         assert answer is not None
         assert answer.status == 200, link
+        assert "<div" not in page.inner_text("body"), link
 
 
 def test_a_replicas_events_and_nodes_cannot_be_changed(page: Page, served: dict[str, str]) -> None:

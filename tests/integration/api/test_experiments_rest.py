@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import Any
 
 import pytest
+import redis
 from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from mmserve.models import AccessKey
 from routing.actions import experiments as actions
+from routing.core.records import shadow_key
 from routing.core.statistics import metrics as m
 from routing.core.statistics.totals import Totals
 from routing.experiments.report import report_of
@@ -19,7 +22,7 @@ from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, sett
 from routing.experiments.watch import ExperimentWatch
 from routing.models.experiments import ArmTotals, Experiment, Feedback, State
 from routing.models.usage import UsageHour
-from tests.integration.api.test_experiments import assignment, draft, kinds, traffic, versions
+from tests.integration.api.test_experiments import REQUESTS, assignment, draft, kinds, traffic, versions
 
 __all__ = ["draft", "versions"]  # fixtures
 
@@ -271,16 +274,44 @@ def test_the_page_of_every_state_opens(browser: Client, draft: Experiment) -> No
     assert "How long it will take" in browser.get(url).content.decode()
     running(draft)
     assert "Too early to say" in browser.get(url).content.decode()
-    settle(traffic(1500, seconds=(1.0, 0.4)))
+    settle(traffic(REQUESTS, seconds=(1.0, 0.4)))
     page = browser.get(url).content.decode()
     assert "new wins" in page
     assert "<svg" in page
     assert 'data-tone="good"' in page
-    assert browser.get("/admin/routing/experiment/").status_code == 200
+    assert "error_rate 50%" in page  # as it was typed, not as it is stored
+    assert "text-green-700" in browser.get("/admin/routing/experiment/").content.decode()
+    actions.pause_experiment(draft, actor="tests")
+    assert "Everybody gets what acme/echo@production means without it." in browser.get(url).content.decode()
+    actions.resume_experiment(draft, actor="tests")
     actions.roll_back_experiment(draft, actor="tests", reason="it was a test")
     page = browser.get(url).content.decode()
     assert "Rolled back" in page
     assert "it was a test" in page
+    assert f"{REQUESTS:,} requests; e2e of new -" in page  # the numbers of the event
+
+
+def test_a_shadows_page_says_what_of_its_budget_is_spent(
+    browser: Client, draft: Experiment, redis_url: str
+) -> None:
+    actions.update_experiment(draft, actor="tests", kind="shadow", shadow_tokens_per_day=20_000)
+    actions.start_experiment(draft, actor="tests")
+    client = redis.Redis.from_url(redis_url)
+    client.set(shadow_key("faster", time.time()), 1234)
+    client.close()
+    page = browser.get(f"/admin/routing/experiment/{draft.pk}/change/").content.decode()
+    assert "1,234 of 20,000 tokens are used today (UTC)." in page
+
+
+def test_an_experiment_that_was_concluded_says_who_won_and_what_is_left_to_do(
+    browser: Client, draft: Experiment
+) -> None:
+    running(draft)
+    settle(traffic(REQUESTS, seconds=(1.0, 0.4)))
+    actions.conclude_experiment(draft, actor="tests", winner="new")
+    page = browser.get(f"/admin/routing/experiment/{draft.pk}/change/").content.decode()
+    assert "Concluded: new won" in page
+    assert "ship the winner to move it" in page
 
 
 def form(versions: Any, **changes: Any) -> dict[str, Any]:

@@ -406,3 +406,28 @@ def test_why_it_is_not_running_stands_beside_the_status_for_those_who_may_manage
         assert answer.status_code == 200
         assert "why" not in answer.json()
         assert "here/" not in answer.content.decode(), "no node's name"
+
+
+def test_the_cache_is_typed_with_its_unit_and_a_wrong_one_comes_back(
+    deployment: Deployment, device: Device, client: Client, ada: User
+) -> None:
+    client.force_login(ada)
+    path = f"/admin/inference/deployment/{deployment.pk}/change/"
+    form = client.get(path).context["adminform"].form
+    values = {name: form[name].value() for name in form.fields}
+    assert values["kv_cache_bytes"] == "512 MiB"
+    body = {
+        **{name: value for name, value in values.items() if value not in (None, False)},
+        **{
+            f"{name}-{count}_FORMS": "0"
+            for name in ("schedules", "replica_set")
+            for count in ("TOTAL", "INITIAL")
+        },
+        "warmup_prompts": "[]",
+    }
+
+    assert client.post(path, {**body, "kv_cache_bytes": "1.5 GiB"}).status_code == 302
+    assert Deployment.objects.get().kv_cache_bytes == 3 * 2**29
+    wrong = client.post(path, {**body, "kv_cache_bytes": "a lot"})
+    assert "with its unit" in str(wrong.context["adminform"].form.errors["kv_cache_bytes"])
+    assert 'value="a lot"' in wrong.content.decode()

@@ -14,6 +14,7 @@ from django.test import Client
 
 from mmserve.models import AccessKey
 from routing import actions, rollup
+from routing.core.records import USAGE_STREAM
 from routing.models import Budget, Team
 from tests.integration.api.test_usage import decision, keep
 from tests.integration.routing.conftest import client, put, record
@@ -51,9 +52,15 @@ def test_a_usage_page_of_nothing_says_so(admin: Client, redis_url: str) -> None:
     assert page.count("Nothing was used in these 30 days.") == 4
 
 
-def test_records_that_were_turned_away_are_an_alarm_on_the_page(admin: Client, client: Any) -> None:
+def test_records_that_were_turned_away_or_cannot_be_read_are_an_alarm_on_the_page(
+    admin: Client, client: Any, db: None
+) -> None:
     client.set("mmserve:usage:lost", 12)
-    assert "12 usage records were turned away" in admin.get("/admin/routing/usagehour/").content.decode()
+    client.xadd(USAGE_STREAM, {"record": b"{"})
+    rollup.roll_up_all(client)
+    page = admin.get("/admin/routing/usagehour/").content.decode()
+    assert "12 usage records were turned away" in page
+    assert "1 usage records could not be read" in page
 
 
 def test_a_budget_is_made_for_a_team_changed_and_shown_with_what_is_spent(
@@ -88,7 +95,7 @@ def test_a_team_with_keys_is_not_deleted(admin: Client, infer_key: tuple[AccessK
 def test_decisions_are_listed_and_one_is_found_by_its_id(admin: Client, client: Any) -> None:
     keep(client, decision(1, predicted_ttft_s=0.4), decision(2))
     listed = admin.get("/admin/routing/decisions/").content.decode()
-    assert listed.index("d2") < listed.index("d1")
+    assert listed.index("/decisions/d2/") < listed.index("/decisions/d1/")
     found = admin.get("/admin/routing/decisions/?id=d1", follow=True)
     page = found.content.decode()
     assert found.redirect_chain[-1][0] == "/admin/routing/decisions/d1/"

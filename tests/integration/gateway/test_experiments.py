@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import time
 from typing import Any
 
 import msgspec
 import redis
 
-from inference.gateway.mirror import spent_key
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
-from routing.core.records import USAGE_STREAM, UsageRecord
+from routing.core.records import USAGE_STREAM, UsageRecord, shadow_key
 from routing.core.route import CandidateEntry, Constraints, RouteEntry
 from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.conftest import KEY, Gateway, heard
@@ -194,7 +193,7 @@ async def test_a_shadow_copies_nothing_without_room_budget_or_a_replica(open_gat
         gateway.runtime.table._table = table(shadow(tokens_per_day=5))
         await until(lambda: len([1 for load in gateway.runtime.live.loads.values() if load.ready]) == 2)
         client = redis.Redis.from_url(gateway.redis_url)
-        client.set(spent_key("faster", f"{datetime.datetime.now(datetime.UTC):%Y%m%d}"), 5)
+        client.set(shadow_key("faster", time.time()), 5)
         await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
         gateway.runtime.table._table = table(shadow(), deployed=False)  # the arm's version has no deployment
         await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
