@@ -31,13 +31,13 @@ class Experience:
             breaker.began(now)
             self._tell(deployment, breaker, now)
 
-    def ended(self, flight: Flight, outcome: str, status: int, now: float) -> None:
-        """An answer has ended: completed, or with an error's code and HTTP status."""
+    def ended(self, flight: Flight, outcome: str, *, blamed: bool, now: float) -> None:
+        """An answer has ended: completed, or with an error's code; ``blamed``: by the deployment's fault."""
         deployment = flight.deployment.id
         if outcome == COMPLETED:
             self.succeeded(deployment, now)
             self._learn(flight, now)
-        elif status >= 500:
+        elif blamed:
             self.failed(deployment, now)
         else:
             self.left(deployment, now)
@@ -82,6 +82,14 @@ class Experience:
         for deployment, breaker in self._breakers.items():
             if breaker.state is not State.CLOSED:
                 self._tell(deployment, breaker, now)
+
+    def lets_through(self, deployment: str, now: float) -> bool:
+        """Whether its breaker lets a request pass now."""
+        breaker = self._breakers.get(deployment)
+        if breaker is None:
+            return True
+        self._tell(deployment, breaker, now)
+        return breaker.lets_through(now)
 
     def state(self, deployment: str) -> State:
         """Of its breaker, as this process has it."""

@@ -23,6 +23,10 @@ from routing.core.route import Cause
 Mover = Callable[[MmserveError], bool]
 
 
+class NoFirstToken(DeadlineExceeded):
+    """The attempt is slow, and may yet be answered."""
+
+
 def stay(_error: MmserveError) -> bool:
     """Nobody moves it."""
     return False
@@ -47,4 +51,9 @@ def exhausted(attempts: Sequence[AttemptRecord], last: MmserveError) -> MmserveE
     if len(attempts) < 2:
         return last
     tried = "; ".join(f"{one.served_id}: {one.why}" for one in attempts)
-    return AllAttemptsFailed(f"All {len(attempts)} choices failed. {tried}", param="model")
+    message = f"All {len(attempts)} choices failed. {tried}"
+    for kind in (ContextLengthExceeded, InsufficientQuota):
+        # What no choice could change is the client's to know as what it is.
+        if all(one.outcome == kind.code for one in attempts):
+            return kind(message, param=last.param)
+    return AllAttemptsFailed(message, param="model")

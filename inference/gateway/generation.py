@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,14 +29,16 @@ from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.token_counts import TokenCounts
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
-from mmserve.errors import InvalidRequest, MmserveError
+from inference.protocol import ReplicaBeat
+from mmserve.errors import AllAttemptsFailed, DeadlineExceeded, InvalidRequest, MmserveError
 from routing.core.assigner import decide_in_experiments
 from routing.core.chain import Link, may_go_on
 from routing.core.cost import NANO, NO_PRICE, Prices
 from routing.core.decision import Decision, RequestFacts
-from routing.core.filters import in_doubt
+from routing.core.filters import BREAKER_OPEN, NO_REPLICA, in_doubt
 from routing.core.live import DeploymentLoad
 from routing.core.records import AttemptRecord, counts_for_its_arm
+from routing.core.route import Cause
 from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,8 @@ def new_id() -> str:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("assignments", "attempts", "decision", "facts", "flight", "hedge", "most_cost_nano", "plan", "rates",
-                 "request_id", "_rest", "route", "table", "units")  # fmt: skip
+    __slots__ = ("_rest", "assignments", "attempts", "decision", "facts", "flight", "hedge", "last_error",
+                 "most_cost_nano", "plan", "rates", "request_id", "route", "sent", "table", "units")  # fmt: skip
 
     def __init__(
         self,
@@ -91,6 +93,8 @@ class Generation:
         self.route = route_of(decision)
         self._rest: list[Link] | None = None
         self.attempts: list[AttemptRecord] = []  # the choices that were given up
+        self.last_error: MmserveError | None = None  # of the latest of them
+        self.sent = False  # whether the present choice has been given its job
         self.hedge: Beside | None = None
         self.assignments, self.units = exposures_of(decision)
         if self.assignments:
@@ -122,17 +126,32 @@ class Generation:
 
     def gave_up(self, error: MmserveError) -> None:
         """The present choice has failed."""
-        flight = self.flight
+        flight, self.last_error = self.flight, error
+        self.note(flight.deployment, error.error_code or "error", error.message, flight.replica)
+
+    def note(self, deployment: DeploymentEntry, outcome: str, why: str, replica: str | None = None) -> None:
+        """An attempt that has ended without being the answer, or was not made."""
         self.attempts.append(
             AttemptRecord(
-                deployment=flight.deployment.id,
-                served_id=flight.deployment.served_id,
-                outcome=error.error_code or "error",
-                after_s=time.monotonic() - flight.begun_at,
-                replica=flight.replica or "",
-                why=error.message,
+                deployment=deployment.id,
+                served_id=deployment.served_id,
+                outcome=outcome,
+                after_s=time.monotonic() - self.flight.begun_at,
+                replica=replica or "",
+                why=why,
             )
         )
+
+    def is_blamed(self, outcome: str, status: int) -> bool:
+        """Whether an answer that ended so is a failure of the deployment that had the request last."""
+        error = self.last_error
+        if outcome == AllAttemptsFailed.code and error is not None:
+            outcome, status = error.error_code or "error", error.status
+        asked_s = self.plan.deadline_s
+        if outcome == DeadlineExceeded.code and asked_s is not None:
+            # Who gives it less time than it may have has to take what comes of that.
+            return self.sent and asked_s >= self.flight.deployment.limits.default_deadline_s
+        return self.sent and status >= 500
 
     @property
     def prices(self) -> Prices:
@@ -291,6 +310,7 @@ class Generator:
                         raise exhausted(generation.attempts, error) from problem
                     raise
                 link = following
+                self.turn_to(generation, link)
                 flight.begin_attempt()
             except BaseException:
                 # The client left while its job was being written: it may be in the queue by now.
@@ -301,9 +321,6 @@ class Generator:
                 raise
         if generation.may_move or generation.attempts:
             flight.ask_first(self.mover_of(generation))
-            route = table.routes.get(generation.route)
-            if route is not None and route.first_token_s is not None:
-                flight.first_token_by = flight.begun_at + route.first_token_s
         self.on_admitted(generation)
         return generation
 
@@ -313,7 +330,7 @@ class Generator:
         self._admission.refuse_if_full(deployment, hold, drain_per_s, time.monotonic())
 
     def next_link(self, generation: Generation, error: MmserveError) -> Link | None:
-        """The next choice after this error, its flight turned to it; None where there is none."""
+        """The next choice after this error, and None where there is none; who cannot take it now is passed over."""
         table = generation.table
         route = table.routes.get(generation.route)
         cause = cause_of(error)
@@ -325,10 +342,22 @@ class Generator:
             deployment = table.deployments.get(link.id)
             if deployment is None or _beyond(generation.plan, deployment):
                 continue
-            generation.flight.deployment = deployment
-            generation.most_cost_nano = most_cost_nano(generation.plan, generation.prices, deployment)
-            return link
+            load = self._live.loads.get(link.id)
+            if not self.experience.lets_through(link.id, time.monotonic()):
+                generation.note(deployment, "breaker_open", BREAKER_OPEN)
+            elif not deployment.can_wake and (load is None or not load.ready):
+                generation.note(deployment, "no_replica", NO_REPLICA)
+            else:
+                return link
         return None
+
+    def turn_to(self, generation: Generation, link: Link) -> None:
+        """What is sent from now on goes to this choice."""
+        generation.flight.deployment = generation.table.deployments[link.id]
+        generation.most_cost_nano = most_cost_nano(
+            generation.plan, generation.prices, generation.flight.deployment
+        )
+        generation.sent = False
 
     async def send(self, generation: Generation, link: Link, *, replaces: str = "") -> None:
         """Have the flight's job admitted and enqueued at this choice, in place of one that was admitted before."""
@@ -346,25 +375,39 @@ class Generator:
         flight.expected_s = link.ttft_s
         prefers = "" if link.cold else self.affinity.place(flight)
         self._hub.add(flight)
-        rates = await self._admission.admit(
-            flight.request,
-            job_id=flight.job_id,
-            grant=grant,
-            deployment=deployment,
-            reserved_tokens=0 if replaces else plan.reserved_tokens,
-            drain_per_s=load.jobs_per_s if load else 0.0,
-            now=time.time(),
-            replaces=replaces,
-            hold=hold,
-            reservation=reservation,
-            prefers=prefers,
-        )
+        # Before anybody else can decide: a breaker lets one probe through.
+        self.experience.began(deployment.id, time.monotonic())
+        try:
+            rates = await self._admission.admit(
+                flight.request,
+                job_id=flight.job_id,
+                grant=grant,
+                deployment=deployment,
+                reserved_tokens=0 if replaces else plan.reserved_tokens,
+                drain_per_s=load.jobs_per_s if load else 0.0,
+                now=time.time(),
+                replaces=replaces,
+                hold=hold,
+                reservation=reservation,
+                prefers=prefers,
+            )
+        except BaseException:
+            self.experience.left(deployment.id, time.monotonic())
+            raise
+        generation.sent = True
         if not replaces:
             generation.rates = rates
-        self.experience.began(deployment.id, time.monotonic())
+        self._time_first_token(generation)
         if hold is not None:
             # Its job waits in the queue; the controller sees it there and brings the model up.
             self._admission.wake_controller()
+
+    def _time_first_token(self, generation: Generation) -> None:
+        """Where the route bounds the wait for a first token and somebody else is left, it begins now."""
+        route = generation.table.routes.get(generation.route)
+        timed = route is not None and Cause.TIMEOUT in route.fallback_on and generation.may_move
+        bound_s = route.first_token_s if route is not None and timed else None
+        generation.flight.first_token_by = None if bound_s is None else time.monotonic() + bound_s
 
     def load_of(self, deployment: str) -> DeploymentLoad | None:
         """What was last heard of its replicas."""
@@ -374,7 +417,11 @@ class Generator:
         """Whether this choice makes as much as the request asks for."""
         return not _beyond(generation.plan, generation.table.deployments[link.id])
 
-    async def send_beside(self, generation: Generation, rival: Flight) -> None:
+    def replicas(self, deployment: str) -> Sequence[ReplicaBeat]:
+        """The last beats of those of its replicas that take jobs."""
+        return self._live.ready(deployment)
+
+    async def send_beside(self, generation: Generation, rival: Flight, *, prefers: str = "") -> None:
         """Have a second attempt enqueued, in a flight of its own: paid by the route, and by no rate of the key."""
         deployment = rival.deployment
         budgets = self._table().budgets_of(key="", team="", route=generation.route)
@@ -395,6 +442,7 @@ class Generator:
             now=time.time(),
             replaces=NO_JOB,
             reservation=reservation,
+            prefers=prefers,
         )
         self.experience.began(deployment.id, time.monotonic())
 
@@ -438,7 +486,8 @@ class Generator:
         if outcome != "completed":
             await self.stop(flight)
             flight.completion_tokens = flight.completion_tokens or len(flight.tokens)
-        self.experience.ended(flight, outcome, status, time.monotonic())
+        blamed = generation.is_blamed(outcome, status)
+        self.experience.ended(flight, outcome, blamed=blamed, now=time.monotonic())
         self._settle(generation, outcome, status, reserved_tokens=generation.plan.reserved_tokens)
 
     def _settle(self, generation: Generation, outcome: str, status: int, *, reserved_tokens: int) -> None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 import msgspec
 
 from inference.gateway import metrics
 from inference.gateway.admission import Refused
-from inference.gateway.fallback import cause_of
+from inference.gateway.fallback import NoFirstToken, cause_of
 from inference.gateway.flight import GONE, IDLE, RESTARTED, STATUS, Flight
 from inference.gateway.generation import HEDGED, Generation, Generator
 from inference.gateway.hub import Hub
 from inference.gateway.tasks import cancel_all
 from mmserve.errors import MmserveError
 from routing.core.breaker import State
-from routing.core.decision import Link
-from routing.core.records import AttemptRecord
+from routing.core.chain import Link
+from routing.core.table import DeploymentEntry
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,26 @@ MOST_CREDIT = 10.0
 AGAIN_S = 0.02
 
 
+class Second(NamedTuple):
+    """Where a second attempt goes: to another replica of the same deployment, or to the next choice of the chain."""
+
+    deployment: DeploymentEntry
+    expected_s: float
+    replica: str = ""
+    link: Link | None = None  # no longer in the chain's rest while it is tried
+
+
 class Hedges:
-    """Of one gateway process, owned by its event loop. Closed by the runtime."""
+    """Of one gateway process, owned by its event loop. Closed by the runtime.
+
+    Each process spends of its own requests only, so the share holds for all of them together. Each arm of an
+    experiment does as well: a slow one takes nothing from the others.
+    """
 
     def __init__(self, hub: Hub, generator: Generator) -> None:
         self.hub = hub
         self.generator = generator
-        self._credit: dict[str, float] = {}
+        self._credit: dict[str, float] = {}  # by purse
         self._tasks: set[asyncio.Task[None]] = set()
         generator.on_admitted = self.consider
 
@@ -47,21 +61,27 @@ class Hedges:
         route = generation.table.routes.get(generation.route)
         if route is None or not route.hedge_share:
             return
-        self._credit[route.id] = min(MOST_CREDIT, self._credit.get(route.id, 0.0) + route.hedge_share)
-        # A unit of an experiment is served by its arm.
-        if generation.assignments or not generation.rest:
-            return
+        purse = purse_of(generation)
+        self._credit[purse] = min(MOST_CREDIT, self._credit.get(purse, 0.0) + route.hedge_share)
         flight = generation.flight
+        # A unit of an experiment is served by its arm while that lives.
+        alone = bool(generation.decision.assignments) or not generation.may_move
+        if alone and len(self.generator.replicas(flight.deployment.id)) < 2:
+            return
         slow_s = self.generator.experience.slow_after_s(flight.deployment.id, flight.expected_s)
-        if slow_s is not None:
-            generation.hedge = Hedge(self, generation, slow_s - (time.monotonic() - flight.begun_at))
+        if slow_s is None:
+            return
+        generation.hedge = Hedge(self, generation, slow_s - (time.monotonic() - flight.begun_at))
+        if flight.mover is None:
+            # Its client may not be told who answers while that is open.
+            flight.ask_first(self.generator.mover_of(generation))
 
-    def pay(self, route: str) -> bool:
-        """Take one attempt out of the route's share; False: there is none."""
-        credit = self._credit.get(route, 0.0)
+    def pay(self, purse: str) -> bool:
+        """Take one attempt out of what was saved up; False: there is none."""
+        credit = self._credit.get(purse, 0.0)
         if credit < 1.0:
             return False
-        self._credit[route] = credit - 1.0
+        self._credit[purse] = credit - 1.0
         return True
 
     def begin(self, work: asyncio.Task[None]) -> None:
@@ -97,6 +117,8 @@ class Hedge:
         route, cause = generation.table.routes.get(generation.route), cause_of(error)
         if self._rival is None or not self._sent or self._over or generation.flight.recovering:
             return False
+        if isinstance(error, NoFirstToken):
+            return False  # both run on
         if cause is None or route is None or cause not in route.fallback_on:
             return False
         generation.gave_up(error)
@@ -108,14 +130,28 @@ class Hedge:
     def _start(self) -> None:
         flight = self._generation.flight
         late = flight.over or flight.first_token_at is not None or flight.committed or flight.recovering
-        link = None if late else self._room()
-        if link is None or not self._hedges.pay(self._generation.route):
+        second = None if late else self._room()
+        if second is None or not self._hedges.pay(purse_of(self._generation)):
             return
-        self._generation.rest.remove(link)
-        self._hedges.begin(asyncio.create_task(self._send(link)))
+        if second.link is not None:
+            self._generation.rest.remove(second.link)
+        self._hedges.begin(asyncio.create_task(self._send(second)))
 
-    def _room(self) -> Link | None:
-        """The next choice that would take the request into its batch at once."""
+    def _room(self) -> Second | None:
+        """Who would take the request into its batch at once: another replica first, as it answers the same."""
+        generator, flight = self._hedges.generator, self._generation.flight
+        if flight.replica is not None:
+            free = [
+                beat
+                for beat in generator.replicas(flight.deployment.id)
+                if beat.replica != flight.replica and beat.running + beat.waiting < beat.max_streams
+            ]
+            if free:
+                emptiest = min(free, key=lambda beat: beat.running + beat.waiting)
+                return Second(flight.deployment, flight.expected_s, emptiest.replica)
+        return None if self._generation.decision.assignments else self._next_choice()
+
+    def _next_choice(self) -> Second | None:
         generator, table = self._hedges.generator, self._generation.table
         for link in self._generation.rest:
             load = generator.load_of(link.id)
@@ -127,27 +163,27 @@ class Hedge:
                 and link.id in table.deployments
                 and generator.may_take(self._generation, link)
             ):
-                return link
+                return Second(table.deployments[link.id], link.ttft_s, link=link)
         return None
 
-    async def _send(self, link: Link) -> None:
+    async def _send(self, second: Second) -> None:
         generation, generator = self._generation, self._hedges.generator
         flight = generation.flight
         request = msgspec.structs.replace(flight.request, request_id=f"{generation.request_id}-h")
-        deployment = generation.table.deployments[link.id]
-        rival = Flight(request, flight.plan, flight.grant, deployment, deadline_at=flight.deadline_at)
+        rival = Flight(request, flight.plan, flight.grant, second.deployment, deadline_at=flight.deadline_at)
         rival.opening = None if flight.opening is None else ""
-        rival.expected_s = link.ttft_s
+        rival.expected_s = second.expected_s
         rival.on_first, rival.mover = self._rival_was_first, self._rival_failed
         flight.on_first = self._first_was_first
         self._rival = rival
         try:
-            await generator.send_beside(generation, rival)
+            await generator.send_beside(generation, rival, prefers=second.replica)
         except (MmserveError, Refused) as problem:
             log.info("no second attempt for %s: %s", generation.request_id, problem)
             self._over = True
             self._hedges.hub.remove(rival)
-            generation.rest.insert(0, link)
+            if second.link is not None:
+                generation.rest.insert(0, second.link)
             return
         metrics.hedges.labels("sent").inc()
         self._sent = True
@@ -218,13 +254,10 @@ class Hedge:
         self._hedges.begin(asyncio.create_task(self._hedges.generator.stop(loser)))
 
     def _note(self, flight: Flight, outcome: str, why: str) -> None:
-        self._generation.attempts.append(
-            AttemptRecord(
-                deployment=flight.deployment.id,
-                served_id=flight.deployment.served_id,
-                outcome=outcome,
-                after_s=time.monotonic() - self._generation.flight.begun_at,
-                replica=flight.replica or "",
-                why=why,
-            )
-        )
+        self._generation.note(flight.deployment, outcome, why, flight.replica)
+
+
+def purse_of(generation: Generation) -> str:
+    """Whose requests pay for a second attempt of this one: its route's, in its arms."""
+    arms = (f"{one.experiment} {one.arm}" for one in generation.decision.assignments)
+    return "\n".join((generation.route, *arms))

@@ -8,11 +8,12 @@ import time
 
 from inference.gateway import metrics
 from inference.gateway.admission import Refused
-from inference.gateway.fallback import Mover, cause_of, exhausted
+from inference.gateway.fallback import Mover, NoFirstToken, cause_of, exhausted
 from inference.gateway.generation import Generation, Generator
 from inference.gateway.hub import Hub
 from inference.gateway.tasks import cancel_all
 from mmserve.errors import MmserveError
+from routing.core.chain import Link
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ class Moving:
             return False
         if generation.hedge is not None and generation.hedge.takes_over(error):
             return True
-        if not generation.rest:
+        link = self._generator.next_link(generation, error)
+        if link is None:
+            # One that is only slow goes on where nobody else is left.
+            if isinstance(error, NoFirstToken):
+                return True
             if not generation.attempts:
                 return False
             generation.gave_up(error)
@@ -48,30 +53,33 @@ class Moving:
             flight.fail(exhausted(generation.attempts, error))
             return True
         flight.recovering = True
-        task = asyncio.create_task(self._move(generation, error))
+        task = asyncio.create_task(self._move(generation, error, link))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _move(self, generation: Generation, error: MmserveError) -> None:
-        flight = generation.flight
-        flight.recovering = True
-        if error.status >= 500:
-            self._generator.experience.failed(flight.deployment.id, time.monotonic())
+    async def _move(self, generation: Generation, error: MmserveError, link: Link | None) -> None:
+        flight, generator = generation.flight, self._generator
         generation.gave_up(error)
+        if error.status >= 500:
+            generator.experience.failed(flight.deployment.id, time.monotonic())
+        else:
+            generator.experience.left(flight.deployment.id, time.monotonic())
         given_up = flight.job_id
-        await self._generator.stop(flight)
+        await generator.stop(flight)
         self._hub.remove(flight)
-        while not flight.over and (link := self._generator.next_link(generation, error)) is not None:
+        while not flight.over and link is not None:
+            generator.turn_to(generation, link)
             flight.begin_attempt()
             flight.forget_answer()
             flight.recovering = True
             try:
-                await self._generator.send(generation, link, replaces=given_up)
+                await generator.send(generation, link, replaces=given_up)
             except (MmserveError, Refused) as problem:
                 self._hub.remove(flight)
                 error = problem.error if isinstance(problem, Refused) else problem
                 generation.gave_up(error)
+                link = generator.next_link(generation, error)
                 continue
             metrics.fallbacks.inc()
             log.warning("request %s goes on at %s", generation.request_id, flight.deployment.id)

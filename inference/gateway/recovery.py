@@ -11,6 +11,7 @@ from inference.gateway import metrics
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
+from inference.gateway.fallback import NoFirstToken
 from inference.gateway.flight import IDLE, SILENCE_S, STATUS, Flight
 from inference.gateway.holding import told
 from inference.gateway.hub import Hub
@@ -99,7 +100,7 @@ class Recovery:
         """No first token in the time that its route gives: another choice is tried, if there is one."""
         flight.first_token_by = None
         if flight.first_token_at is None and flight.mover is not None and not flight.committed:
-            flight.mover(DeadlineExceeded("no first token in time"))
+            flight.mover(NoFirstToken("no first token in time"))
 
     def _begin(self, flight: Flight, work: Coroutine[None, None, None]) -> None:
         flight.recovering = True

@@ -221,7 +221,8 @@ class Socket:
             raise
         finally:
             metrics.in_flight.dec()
-            metrics.count(plan.endpoint, status, generation.decision.served_id if generation else "")
+            served_id = generation.flight.deployment.served_id if generation else ""
+            metrics.count(plan.endpoint, status, served_id)
             if generation is not None:
                 await generator.close(generation, outcome=outcome, status=status)
         done = {"type": "done", "id": frame.id}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inference.protocol import DELTA, ERROR, GenerateRequest
-from routing.core.breaker import LEAST
+from routing.core.breaker import LEAST, State
 from routing.core.route import CandidateEntry, Cause, Policy, RouteEntry
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.conftest import Gateway, Opener
@@ -22,8 +22,12 @@ BODY: dict[str, Any] = {"model": ROUTE, "prompt": "x", "max_tokens": 4}
 
 def two(**route: Any) -> RoutingTable:
     """A route over ``first`` and then ``second``."""
+    return chained(("first", "second"), **route)
+
+
+def chained(names: tuple[str, ...], **route: Any) -> RoutingTable:
+    """A route over these, in this order."""
     bounds = Limits(queue_bound=2, default_deadline_s=30.0)
-    names = ("first", "second")
     return RoutingTable.build(
         revision=2,
         models=[ModelEntry(id=name, default=f"{name}@1") for name in names],
@@ -52,8 +56,12 @@ def engine(gateway: Gateway, name: str, script: Script) -> FakeEngine:
 
 
 async def both_ready(gateway: Gateway) -> None:
+    await all_ready(gateway, ("first", "second"))
+
+
+async def all_ready(gateway: Gateway, names: tuple[str, ...]) -> None:
     loads = gateway.runtime.live.loads
-    await until(lambda: all(name in loads and loads[name].ready for name in ("first", "second")))
+    await until(lambda: all(name in loads and loads[name].ready for name in names))
 
 
 LOST = failing("engine_lost", "the engine is out of order")
@@ -150,6 +158,121 @@ async def test_without_a_first_token_in_time_the_next_choice_answers(open_gatewa
             await first.until(lambda: bool(first.cancelled))
 
 
+async def test_each_choice_has_the_routes_time_for_its_first_token(open_gateway: Opener) -> None:
+    names = ("first", "second", "third")
+    async with open_gateway() as gateway:
+        await has_table(gateway, chained(names, first_token_s=0.3))
+        async with (
+            engine(gateway, "first", words("late")) as first,
+            engine(gateway, "second", words("late")) as second,
+            engine(gateway, "third", words("in time")),
+        ):
+            await all_ready(gateway, names)
+            first.gate.clear()
+            second.gate.clear()
+            answer = await gateway.client.post("/v1/completions", BODY)
+            assert answer.headers["x-mmserve-model"] == "third@1"
+            await second.until(lambda: bool(second.cancelled))
+
+
+async def test_the_last_choice_may_take_as_long_as_the_request(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(first_token_s=0.2))
+        async with engine(gateway, "first", LOST), engine(gateway, "second", words("slow")) as second:
+            await both_ready(gateway)
+            second.gate.clear()
+            asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+            await second.until(lambda: bool(second.jobs))
+            await asyncio.sleep(1.0)  # far beyond the time after which another one would be tried
+            second.gate.set()
+            answer = await asked
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "second@1"
+
+
+async def test_a_route_that_does_not_fall_back_on_a_timeout_ends_nobody_for_being_slow(
+    open_gateway: Opener,
+) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(first_token_s=0.2, fallback_on=frozenset(Cause) - {Cause.TIMEOUT}))
+        async with engine(gateway, "first", words("slow")) as first, engine(gateway, "second", words("two")):
+            await both_ready(gateway)
+            first.gate.clear()
+            asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+            await first.until(lambda: bool(first.jobs))
+            await asyncio.sleep(1.0)
+            first.gate.set()
+            answer = await asked
+    assert answer.status == 200
+    assert answer.headers["x-mmserve-model"] == "first@1"
+
+
+async def test_a_choice_whose_breaker_has_opened_meanwhile_is_passed_over(open_gateway: Opener) -> None:
+    names = ("first", "second", "third")
+    async with open_gateway() as gateway:
+        await has_table(gateway, chained(names))
+        async with (
+            engine(gateway, "first", LOST) as first,
+            engine(gateway, "second", LOST) as second,
+            engine(gateway, "third", words("hello")),
+        ):
+            await all_ready(gateway, names)
+            first.pulling.clear()
+            await asyncio.sleep(1.1)  # it gives up what it was waiting for
+            asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+            await until(lambda: len(gateway.runtime.hub) == 1)
+            for _ in range(LEAST):
+                await gateway.client.post("/v1/completions", {**BODY, "model": "second"})
+            tried = len(second.jobs)
+            first.pulling.set()
+            answer = await asked
+            assert len(second.jobs) == tried
+    assert answer.headers["x-mmserve-model"] == "third@1"
+
+
+async def test_a_prompt_that_is_too_long_for_all_is_the_clients_mistake(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        short = failing("context_length_exceeded", "700 tokens, 512 fit", "prompt")
+        async with engine(gateway, "first", short), engine(gateway, "second", short):
+            await both_ready(gateway)
+            answers = [await gateway.client.post("/v1/completions", BODY) for _ in range(LEAST + 1)]
+            states = gateway.runtime.generator.experience.states()
+    error = answers[-1].json()["error"]
+    assert {one.status for one in answers} == {400}
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "prompt"
+    assert "first@1: 700 tokens" in error["message"]
+    assert "second@1: 700 tokens" in error["message"]
+    assert set(states.values()) <= {State.CLOSED}
+
+
+async def test_a_client_that_is_in_a_hurry_opens_no_breaker(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with engine(gateway, "first", words("one")) as first, engine(gateway, "second", words("two")):
+            await both_ready(gateway)
+            first.gate.clear()
+            hurried = {**BODY, "deadline_ms": 50}
+            for _ in range(LEAST + 1):
+                assert (await gateway.client.post("/v1/completions", hurried)).status == 504
+            states = gateway.runtime.generator.experience.states()
+    assert set(states.values()) <= {State.CLOSED}
+
+
+async def test_one_failed_answer_is_one_failure_to_its_breaker(open_gateway: Opener) -> None:
+    """Nobody else may be tried: it fails once, and not again as the request ends."""
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(fallback_on=frozenset(Cause) - {Cause.ERROR}))
+        async with engine(gateway, "first", LOST) as first, engine(gateway, "second", words("hello")):
+            await both_ready(gateway)
+            for _ in range(LEAST):
+                await gateway.client.post("/v1/completions", BODY)
+            assert len(first.jobs) == LEAST
+            await gateway.client.post("/v1/completions", BODY)
+            assert len(first.jobs) == LEAST
+
+
 async def test_when_all_is_spent_one_error_names_each_attempt(open_gateway: Opener) -> None:
     async with open_gateway() as gateway:
         await has_table(gateway, two())
@@ -205,12 +328,18 @@ async def test_nothing_of_a_second_model_after_the_first_byte_of_another(open_ga
         assert b"another" in answer.body
 
 
-async def test_a_wish_for_no_fallback_and_a_route_that_forbids_it_are_kept(open_gateway: Opener) -> None:
+@pytest.mark.parametrize(
+    ("route", "wishes"),
+    [({"fallback_on": frozenset(Cause) - {Cause.ERROR}}, {}), ({}, {"no_fallback": True})],
+)
+async def test_a_wish_for_no_fallback_and_a_route_that_forbids_it_are_kept(
+    open_gateway: Opener, route: dict[str, Any], wishes: dict[str, Any]
+) -> None:
     async with open_gateway() as gateway:
-        await has_table(gateway, two(fallback_on=frozenset(Cause) - {Cause.ERROR}))
+        await has_table(gateway, two(**route))
         async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello")) as second:
             await both_ready(gateway)
-            answer = await gateway.client.post("/v1/completions", BODY)
+            answer = await gateway.client.post("/v1/completions", {**BODY, "mmserve": wishes})
     assert answer.status == 503
     assert answer.json()["error"]["code"] == "engine_lost"
     assert not second.jobs

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 
+from routing.core.assignment import ArmEntry, ExperimentEntry, deal
 from routing.core.cost import BudgetEntry, Period, Prices, Scope
 from routing.core.latency import TAIL_LEAST
 from routing.core.records import USAGE_STREAM, DecisionRecord, UsageRecord, decision_key
@@ -31,11 +33,14 @@ BUDGETS = [
 LEARNING = TAIL_LEAST + 10  # requests until a tail is known of what was predicted
 
 
-def hedged(share: float, **route: Any) -> RoutingTable:
+def hedged(
+    share: float, experiments: Sequence[ExperimentEntry] = (), revision: int = 2, **route: Any
+) -> RoutingTable:
     """A route over ``first`` and then ``second``, with prices, and budgets of the key and the route."""
     names = ("first", "second")
     return RoutingTable.build(
-        revision=2,
+        revision=revision,
+        experiments=experiments,
         models=[ModelEntry(id=name, default=f"{name}@1") for name in names],
         versions=[VersionEntry(served_id=f"{name}@1", model=name, prices=PRICES) for name in names],
         aliases={},
@@ -66,6 +71,12 @@ class Race:
     async def learn(self) -> None:
         for _ in range(LEARNING):
             assert (await self.ask()).headers["x-mmserve-model"] == "first@1"
+
+    async def second_is(self, state: str) -> None:
+        self.second.state = state
+        await self.second.beat()
+        loads = self.gateway.runtime.live.loads
+        await until(lambda: ("second" in loads and loads["second"].ready > 0) == (state == "ready"))
 
     async def ask(self, **more: Any) -> Response:
         return await self.gateway.client.post("/v1/completions", {**BODY, **more})
@@ -100,9 +111,10 @@ def racing(open_gateway: Opener, share: float = 1.0, *, second: Script | None = 
             ):
                 await both_ready(gateway)
                 race = Race(gateway, one, two)
+                # A learning request that happens to be slow is not hedged.
+                await race.second_is("draining")
                 await race.learn()
-                two.jobs.clear()
-                two.cancelled.clear()
+                await race.second_is("ready")
                 try:
                     yield race
                 finally:
@@ -257,10 +269,7 @@ async def test_a_client_that_leaves_ends_both_attempts(open_gateway: Opener) -> 
 
 async def test_a_second_attempt_goes_only_where_there_is_room(open_gateway: Opener) -> None:
     async with racing(open_gateway) as race:
-        race.second.state = "draining"
-        await race.second.beat()
-        loads = race.gateway.runtime.live.loads
-        await until(lambda: not (loads["second"].ready if "second" in loads else 0))
+        await race.second_is("draining")
         race.first.gate.clear()
         asked = asyncio.create_task(race.ask())
         await race.first.until(lambda: len(race.first.jobs) > LEARNING)
@@ -268,3 +277,64 @@ async def test_a_second_attempt_goes_only_where_there_is_room(open_gateway: Open
         assert not race.second.jobs
         race.first.gate.set()
         assert (await asked).headers["x-mmserve-model"] == "first@1"
+
+
+@contextlib.asynccontextmanager
+async def one_more_replica(race: Race) -> AsyncIterator[FakeEngine]:
+    """Of ``first``; it takes nothing before ``pulling`` is set."""
+    more = engine(race.gateway, "first", words("one", " more"))
+    more.pulling.clear()
+    async with more:
+        await until(lambda: len(race.gateway.runtime.live.ready("first")) == 2)
+        yield more
+
+
+async def test_another_replica_is_asked_before_another_version(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race, one_more_replica(race) as more:
+        race.first.gate.clear()
+        race.first.pulling.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.first.until(lambda: len(race.first.jobs) > LEARNING)
+        more.pulling.set()
+        answer = await asked
+        kept = await race.decision(answer)
+        await race.first.until(lambda: bool(race.first.cancelled))
+        assert not race.second.jobs
+    assert answer.json()["choices"][0]["text"] == "one more"
+    assert answer.headers["x-mmserve-model"] == "first@1"
+    assert kept.replica == more.replica
+    assert [(one.replica, one.outcome) for one in kept.attempts] == [(race.first.replica, "hedged")]
+
+
+def on_first(share: float) -> RoutingTable:
+    """An experiment whose one arm is ``first``."""
+    arm = ArmEntry(id=1, name="control", served_id="first@1")
+    dealt = deal((), {1: 10_000})
+    found = ExperimentEntry(
+        id=1, name="e", targets=("either",), unit="request", salt=5, phase=1, arms=(arm,), deal=dealt
+    )
+    return hedged(share, experiments=[found], revision=3)
+
+
+async def test_in_an_experiment_nobody_but_the_arms_own_replicas_is_asked(open_gateway: Opener) -> None:
+    async with racing(open_gateway) as race:
+        await has_table(race.gateway, on_first(1.0))
+        race.first.gate.clear()
+        alone = asyncio.create_task(race.ask())
+        await race.first.until(lambda: len(race.first.jobs) > LEARNING)
+        await asyncio.sleep(0.5)  # long past the time at which a second attempt would have been sent
+        assert not race.second.jobs
+        race.first.gate.set()
+        assert (await alone).headers["x-mmserve-model"] == "first@1"
+        async with one_more_replica(race) as more:
+            race.first.gate.clear()
+            race.first.pulling.clear()
+            asked = asyncio.create_task(race.ask())
+            await race.first.until(lambda: len(race.first.jobs) > LEARNING + 1)
+            more.pulling.set()
+            answer = await asked
+            kept = await race.decision(answer)
+            assert not race.second.jobs
+    assert answer.json()["choices"][0]["text"] == "one more"
+    assert kept.assignments == {"e": "control"}
+    assert (kept.served_id, kept.replica) == ("first@1", more.replica)
