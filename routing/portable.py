@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 import msgspec
 
 from mmserve.errors import Conflict, InvalidRequest, ModelNotFound
-from registry.lookup import find
 from registry.models import Model
 from registry.portable.sections import Change, bound
 from registry.saving import check
@@ -79,10 +77,8 @@ class Routes:
             try:
                 yield from _route(route, before)
             except InvalidRequest as error:
-                param = re.sub(r"\.(\d+)", r"[\1]", error.param or "")
-                raise InvalidRequest(
-                    f"route {route.name}: {error.message}", param=f"routes[{place}].{param}".rstrip(".")
-                ) from error
+                param = f"routes[{place}].{error.param or ''}".rstrip(".")
+                raise InvalidRequest(f"route {route.name}: {error.message}", param=param) from error
 
 
 def _route(wanted: PortableRoute, before: Mapping[str, str]) -> Iterator[Change]:
@@ -99,7 +95,7 @@ def _route(wanted: PortableRoute, before: Mapping[str, str]) -> Iterator[Change]
 
     def look_up(target: str) -> None:
         try:
-            find(target)
+            actions.find_candidate(target)
         except ModelNotFound:
             if target not in before:
                 raise

@@ -88,7 +88,8 @@ def _lower(one: float | None, other: float | None) -> float | None:
 def _number(least: float, most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            # Python alone reads 1_0 as ten.
+            value = math.nan if "_" in text else float(text)
         except ValueError:
             value = math.nan
         if not least <= value <= most:

@@ -4,7 +4,7 @@ Each one is a transaction that checks, changes by compare-and-set, writes an app
 reason, bumps the configuration's revision, and tells every process once it is committed.
 """
 
-from registry.actions.aliases import delete_alias, promote, rollback, set_default_alias
+from registry.actions.aliases import alias_retiring, delete_alias, promote, rollback, set_default_alias
 from registry.actions.models import delete_model, model_name_proposed, register_model, update_model
 from registry.actions.versions import (
     TRANSITIONS,
@@ -24,6 +24,7 @@ from registry.actions.versions import (
 
 __all__ = [
     "TRANSITIONS",
+    "alias_retiring",
     "archive_version",
     "cancel_import",
     "delete_alias",

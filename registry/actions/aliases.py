@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import transaction
 from django.db.models import F
+from django.dispatch import Signal
 from django.utils import timezone
 
 from mmserve.errors import Conflict, NotFound
@@ -14,6 +15,8 @@ from registry.saving import save_checked
 FIRST_ALIAS = "production"
 PROMOTED, ROLLED_BACK, DELETED = "alias.promoted", "alias.rolled_back", "alias.deleted"
 MADE_DEFAULT = "alias.default"
+# Sent before an alias goes, inside the transaction; a receiver that has a use for it raises Conflict.
+alias_retiring = Signal()
 
 
 @transaction.atomic
@@ -91,6 +94,7 @@ def delete_alias(alias: Alias, *, actor: str, reason: str = "") -> None:
 
 def forget_alias(alias: Alias, *, actor: str, reason: str) -> None:
     """Delete it whatever it is: for a model that goes as a whole."""
+    alias_retiring.send(Alias, alias=alias)
     name, version = str(alias), alias.version.version
     alias.delete()
     bump(DELETED, name, actor, reason, {"from": version})

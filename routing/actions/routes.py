@@ -15,7 +15,7 @@ from django.utils import timezone
 from mmserve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound
 from registry.actions.editing import check_editable
 from registry.lookup import find
-from registry.models import Alias, Event, Model, ModelVersion
+from registry.models import Alias, Event, Model, ModelVersion, VersionState
 from registry.revision import bump
 from registry.saving import save_checked
 from routing.models.routes import MAX_CANDIDATES, Route, RouteCandidate
@@ -72,6 +72,9 @@ def update_route(
     check_editable(changes, EDITABLE)
     before = portable(route)
     changed = {field: value for field, value in changes.items() if getattr(route, field) != value}
+    if candidates is None and changed.get("enabled"):
+        # Switched off, it held nobody back: what it names may be gone.
+        candidates = before["candidates"]
     lines = None if candidates is None else checked_lines(candidates)
     if lines == before["candidates"]:
         lines = None
@@ -133,9 +136,20 @@ def on_version_retiring(version: ModelVersion, **_: Any) -> None:
     """A version that a route names stays until the route lets it go."""
     names = {version.served_id}
     for alias in Alias.objects.filter(version=version).select_related("model"):
-        names.add(str(alias))
-        if alias.is_default:
-            names.add(version.model.name)
+        names |= _names_of(alias)
+    _refuse_if_named(names)
+
+
+def on_alias_retiring(alias: Alias, **_: Any) -> None:
+    """An alias that a route names, by itself or by its model's name, stays as well."""
+    _refuse_if_named(_names_of(alias))
+
+
+def _names_of(alias: Alias) -> set[str]:
+    return {str(alias), alias.model.name} if alias.is_default else {str(alias)}
+
+
+def _refuse_if_named(names: set[str]) -> None:
     line = (
         RouteCandidate.objects.filter(target__in=names, route__enabled=True).select_related("route").first()
     )
@@ -146,7 +160,7 @@ def on_version_retiring(version: ModelVersion, **_: Any) -> None:
 
 
 def checked_lines(
-    candidates: Sequence[Line], look_up: Callable[[str], object] = find
+    candidates: Sequence[Line], look_up: Callable[[str], object] | None = None
 ) -> list[dict[str, Any]]:
     """The candidates with all their fields, checked one by one; ``look_up`` raises ModelNotFound."""
     if len(candidates) > MAX_CANDIDATES:
@@ -155,7 +169,7 @@ def checked_lines(
         )
     found: list[dict[str, Any]] = []
     for place, line in enumerate(candidates):
-        param = f"candidates.{place}"
+        param = f"candidates[{place}]"
         row = RouteCandidate(**line)
         try:
             row.clean_fields(exclude=["route"])
@@ -163,13 +177,20 @@ def checked_lines(
             field, messages = next(iter(error.message_dict.items()))
             raise InvalidRequest(f"{param}.{field}: {messages[0]}", param=f"{param}.{field}") from error
         try:
-            look_up(row.target)
+            (look_up or find_candidate)(row.target)
         except ModelNotFound as error:
             raise InvalidRequest(f"{param}.target: {error.message}", param=f"{param}.target") from error
         if any(known["target"] == row.target for known in found):
             raise InvalidRequest(f"{param}.target: {row.target!r} stands twice", param=f"{param}.target")
         found.append({name: getattr(row, name) for name in CANDIDATE_FIELDS})
     return found
+
+
+def find_candidate(target: str) -> None:
+    """Raise ModelNotFound unless there is something of this name that may serve."""
+    found = find(target)
+    if isinstance(found, ModelVersion) and found.state == VersionState.ARCHIVED:
+        raise ModelNotFound(f"{found.served_id} is archived: restore it first.", param="model")
 
 
 def _write(route: Route, lines: Sequence[Line]) -> None:

@@ -172,7 +172,9 @@ class StatsRow(serializers.Serializer):
     tpot_s = QuantilesSerializer()
     e2e_s = QuantilesSerializer()
     breaker = serializers.ChoiceField(
-        list(State), allow_null=True, help_text="the worst of the version's deployments; null: nobody knows"
+        list(State),
+        allow_null=True,
+        help_text="the worst of the version's deployments; null: nobody knows, or nobody served",
     )
 
 
@@ -221,7 +223,8 @@ class Stats(APIView):
         known = breakers()
         worst = known.by_version()
         for row in data:
-            row["breaker"] = worst.get(row["version"], State.CLOSED if known.processes else None)
+            nobody = not row["version"] or not known.processes
+            row["breaker"] = None if nobody else worst.get(row["version"], State.CLOSED)
         answer = {
             "object": "list",
             "window_s": window_s,

@@ -64,7 +64,7 @@ def test_a_doubled_post_makes_one_route(manager: APIClient, ready: ModelVersion)
         ({"name": "no name"}, "name", 400),
         ({"name": "acme/echo"}, "name", 409),
         ({"candidates": [{"target": "acme/echo@1", "weight": "3"}]}, "candidates", 400),
-        ({"candidates": [{"target": "nobody"}]}, "candidates.0.target", 400),
+        ({"candidates": [{"target": "nobody"}]}, "candidates[0].target", 400),
         ({"candidates": [{"target": "acme/echo", "wieght": 1}]}, "candidates", 400),
         ({"max_ttft_ms": 0}, "max_ttft_ms", 400),
         ({"require": ["no tag"]}, "require", 400),

@@ -167,7 +167,7 @@ def test_a_document_of_chosen_models_has_no_routes(exported: dict[str, Any], cap
         ({"policy": "balanced", **{f"weight_{one}": 0 for one in ("quality", "cost", "latency", "load")}},
          "balanced needs a weight above 0"),
         ({"colour": "red"}, "colour"),
-        ({"candidates": [{"target": "nobody"}]}, "route odd: candidates.0.target: There is no model 'nobody'"),
+        ({"candidates": [{"target": "nobody"}]}, "route odd: candidates[0].target: There is no model 'nobody'"),
         ({"candidates": [{"target": "acme/echo"}, {"target": "acme/echo"}]}, "stands twice"),
         ({"candidates": [{"weight": 1}]}, "target"),
         ({"name": "acme/echo"}, "There is a model 'acme/echo'"),

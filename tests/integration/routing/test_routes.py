@@ -74,11 +74,11 @@ def test_the_loser_of_a_race_is_told_who_won(versions):
 @pytest.mark.parametrize(
     ("candidates", "param"),
     [
-        (lines("acme/large", "nobody"), "candidates.1.target"),
-        (lines("acme/large", "acme/large"), "candidates.1.target"),
-        ([{"target": "acme/large", "weight": -1.0}], "candidates.0.weight"),
-        ([{"target": "acme/large", "weight": float("inf")}], "candidates.0.weight"),
-        (lines("no name"), "candidates.0.target"),
+        (lines("acme/large", "nobody"), "candidates[1].target"),
+        (lines("acme/large", "acme/large"), "candidates[1].target"),
+        ([{"target": "acme/large", "weight": -1.0}], "candidates[0].weight"),
+        ([{"target": "acme/large", "weight": float("inf")}], "candidates[0].weight"),
+        (lines("no name"), "candidates[0].target"),
     ],
 )
 def test_a_wrong_candidate_is_named(versions, candidates, param):
@@ -105,6 +105,32 @@ def test_a_version_that_a_route_names_is_not_archived_before_the_route_lets_it_g
         registry.archive_version(second, actor="ada")
     update_route(route, actor="ada", candidates=lines("acme/small"))
     registry.archive_version(second, actor="ada")
+
+
+def test_an_alias_that_a_route_names_is_not_deleted_before_the_route_lets_it_go(versions):
+    model = versions[0].model
+    route = create_route("fast", actor="ada", candidates=lines("acme/large"))
+    with pytest.raises(Conflict, match="The route fast names acme/large"):
+        registry.delete_alias(model.aliases.get(is_default=True), actor="ada")
+    with pytest.raises(Conflict, match="The route fast names acme/large"):
+        registry.delete_model(model, actor="ada")
+    green = registry.promote(versions[0], actor="ada", alias="green")
+    update_route(route, actor="ada", candidates=lines("acme/large@green"))
+    with pytest.raises(Conflict, match="The route fast names acme/large@green"):
+        registry.delete_alias(green, actor="ada")
+    update_route(route, actor="ada", enabled=False)
+    registry.delete_alias(green, actor="ada")
+    assert routing_table().slate_of(routing_table().routes["fast"]).problems
+    with pytest.raises(InvalidRequest, match="has no version or alias 'green'"):
+        update_route(Route.objects.get(), actor="ada", enabled=True)
+
+
+def test_a_version_that_is_archived_is_no_candidate(versions, source):
+    second = make_ready(versions[0].model, "2", source)
+    registry.archive_version(second, actor="ada")
+    with pytest.raises(InvalidRequest, match="acme/large@2 is archived") as error:
+        create_route("fast", actor="ada", candidates=lines("acme/small", "acme/large@2"))
+    assert error.value.param == "candidates[1].target"
 
 
 def test_the_table_has_the_route_and_decides_by_it(versions):
