@@ -10,6 +10,7 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 
 from inference.gateway.wire_chat import ChatBody
 from inference.gateway.wire_completions import CompletionBody
+from inference.gateway.wishes import headers_in_schema
 
 REFERENCE = "#/components/schemas/{name}"
 NULLABLE_TEXT = {"type": ["string", "null"]}
@@ -49,6 +50,24 @@ ANSWER_HEADERS = {
             "Of a stream: the most that it can cost. The final cost is usage.cost_usd of the usage chunk, if asked for."
         ),
     }.items()
+}
+# What a request may say beside its body. Where both speak of the choice, they tighten each other.
+REQUEST_HEADERS = [
+    {"name": name, "in": "header", "required": False, **about}
+    for name, about in {
+        **headers_in_schema(),
+        "x-mmserve-session": {
+            "description": "The unit of experiments that go by session.",
+            "schema": {"type": "string"},
+        },
+    }.items()
+]
+STATUS_HEADER = {
+    "name": "x-mmserve-status",
+    "in": "header",
+    "required": False,
+    "description": "`events`: a stream that waits for a model that is not up is told what it waits for.",
+    "schema": {"type": "string"},
 }
 EXPLANATION = {
     "type": "object",
@@ -194,7 +213,7 @@ def _predict() -> dict[str, Any]:
     bodies = ["CompletionBodyWithoutModel", "ChatBodyWithoutModel"]
     answers = ["Completion", "ChatCompletion"]
     found = _post("predict", "Either body, the model in the path.", bodies, answers, True)
-    found["post"]["parameters"] = [MODEL_ID]
+    found["post"]["parameters"].insert(0, MODEL_ID)
     return found
 
 
@@ -215,6 +234,7 @@ def _post(
             "summary": summary,
             "tags": ["inference"],
             "security": [{AccessKeyScheme.name: []}],
+            "parameters": [*REQUEST_HEADERS, *([STATUS_HEADER] if streams else [])],
             "requestBody": {"required": True, **_content(*bodies)},
             "responses": {"200": response},
         }

@@ -7,7 +7,7 @@ from inference.gateway.flight import Flight
 from inference.gateway.live import LiveState
 from inference.gateway.usage import COMPLETED
 from routing.core.breaker import Breaker, State
-from routing.core.latency import LatencyLearner, Tail
+from routing.core.latency import LEAST, LatencyLearner, Tail
 
 
 class Experience:
@@ -113,10 +113,12 @@ class Experience:
         if crowd is None or first is None or flight.attempt > 1 or not flight.prompt_tokens:
             return
         deployment = flight.deployment.id
-        self.waited(flight, first - flight.begun_at)
         learner = self._learners.get(deployment)
         if learner is None:
             learner = self._learners[deployment] = LatencyLearner()
+        if learner.seen >= LEAST:
+            # What was expected before is the replicas' average, whatever the prompt: no measure of a tail.
+            self.waited(flight, first - flight.begun_at)
         made, choices = flight.completion_tokens, flight.plan.choices
         steps = made / choices - 1.0
         learner.observe(

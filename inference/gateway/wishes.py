@@ -26,11 +26,25 @@ Milliseconds = Annotated[float, Meta(gt=0.0, le=1e9)]
 class RoutingWishes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The ``mmserve`` object: what the version that serves must keep, should have, or may cost."""
 
-    max_cost_usd: Dollars | None = None
-    max_ttft_ms: Milliseconds | None = None
-    require: Words | None = None
-    prefer: Words | None = None
-    no_fallback: bool | None = None
+    max_cost_usd: Annotated[
+        Dollars | None, Meta(description="The most that the request may cost, as estimated from its prices.")
+    ] = None
+    max_ttft_ms: Annotated[
+        Milliseconds | None, Meta(description="The highest predicted time to the first token.")
+    ] = None
+    require: Annotated[
+        Words | None,
+        Meta(
+            description="Capabilities (chat, json) and tags (region=eu, language=de) that must all be there."
+        ),
+    ] = None
+    prefer: Annotated[
+        Words | None,
+        Meta(description="Capabilities, tags, models or versions: who has more of them comes first."),
+    ] = None
+    no_fallback: Annotated[
+        bool | None, Meta(description="The first choice or nobody: no other one is tried when it fails.")
+    ] = None
 
 
 def wishes_of_body(given: RoutingWishes | None) -> Wishes:
@@ -119,3 +133,17 @@ _READERS: dict[bytes, tuple[str, Callable[[str], Any]]] = {
     b"x-mmserve-prefer": ("prefer", _words),
     b"x-mmserve-no-fallback": ("no_fallback", _flag),
 }
+
+
+def headers_in_schema() -> dict[str, dict[str, Any]]:
+    """Each header's name to its OpenAPI schema and description: those of the field that it stands for."""
+    _, components = msgspec.json.schema_components([RoutingWishes])
+    fields = components[RoutingWishes.__name__]["properties"]
+    found = {}
+    for name, (field, parse) in _READERS.items():
+        [kind] = [one for one in fields[field]["anyOf"] if one["type"] != "null"]
+        words = fields[field]["description"]
+        if parse is _words:
+            kind, words = {"type": "string"}, f"{words} At most {MAX_WORDS}, with commas between them."
+        found[name.decode()] = {"description": words, "schema": kind}
+    return found

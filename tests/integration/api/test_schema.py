@@ -45,6 +45,24 @@ def test_the_hot_path_is_in_it_with_the_wires_own_types(schema: dict[str, Any]) 
     assert "model" not in schema["components"]["schemas"]["CompletionBodyWithoutModel"]["required"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/routing/explain"])
+def test_what_a_request_may_ask_of_the_choice_is_in_it_as_body_and_as_headers(
+    schema: dict[str, Any], path: str
+) -> None:
+    wishes = schema["components"]["schemas"]["RoutingWishes"]
+    names = ["max_cost_usd", "max_ttft_ms", "no_fallback", "prefer", "require"]
+    assert sorted(wishes["properties"]) == names
+    assert all(field["description"] for field in wishes["properties"].values())
+    assert wishes["additionalProperties"] is False
+    headers = {
+        one["name"]: one for one in schema["paths"][path]["post"]["parameters"] if one["in"] == "header"
+    }
+    for name in names:
+        header = headers[f"x-mmserve-{name.replace('_', '-')}"]
+        assert header["description"]
+        assert not header["required"]
+
+
 def test_every_route_of_v1_is_in_it(schema: dict[str, Any]) -> None:
     def routes(resolver: Any, prefix: str) -> set[str]:
         found: set[str] = set()
