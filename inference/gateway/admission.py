@@ -14,7 +14,15 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.fullness import Fullness
 from inference.gateway.holding import Hold
-from inference.gateway.ledger import BudgetsLeft, Ledgers, Reservation, SpendSource, nothing_spent, settlement
+from inference.gateway.ledger import (
+    LEASE_S,
+    BudgetsLeft,
+    Ledgers,
+    Reservation,
+    SpendSource,
+    nothing_spent,
+    settlement,
+)
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
@@ -24,7 +32,6 @@ from routing.core.cost import BudgetEntry, Period, in_usd, period_label
 from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
 
-LEASE_S = 30.0
 RENEW_LEASES_S = 10.0
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 120.0
@@ -156,6 +163,8 @@ class Admission:
         args += fields
         waiting: int | None = None
         self._fullness.ask(deployment.id)
+        if budgets and reservation is not None:
+            self.ledgers.asked.add(reservation.member)
         try:
             answer = await self._fast.call(self._admit, keys, args)
             while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
@@ -164,6 +173,8 @@ class Admission:
             waiting = answer[6] + (answer[0] == b"ok")
         finally:
             self._fullness.answered(deployment.id, waiting, time.monotonic())
+            if budgets and reservation is not None:
+                self.ledgers.asked.discard(reservation.member)
         verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
         before, at, nano_left = why
         rates = Rates(
@@ -285,11 +296,11 @@ class Admission:
         )
         return bool(waiting), status.decode(), worker.decode()
 
-    async def renew(self, leases: dict[str, list[str]], now: float) -> None:
-        """Keep the leases of the requests in flight: key id to request ids."""
+    async def renew(self, leases: dict[str, list[str]], now: float, *, forgotten: bool = False) -> None:
+        """Keep the leases of the requests in flight: key id to request ids; take them again if Redis has lost them."""
         pipe = self._redis.pipeline(transaction=False)
         for grant_id, members in leases.items():
-            pipe.zadd(lease_key(grant_id), dict.fromkeys(members, now + LEASE_S), xx=True)
+            pipe.zadd(lease_key(grant_id), dict.fromkeys(members, now + LEASE_S), xx=not forgotten)
             pipe.expire(lease_key(grant_id), int(LEASE_S))
         await pipe.execute()
 

@@ -141,13 +141,18 @@ async def receive_forever(
             log.exception("a message of type %r could not be understood", message.get("type"))
 
 
-async def keep_alive_key(redis: Any, channel: str, renew: Callable[[], Awaitable[None]]) -> None:
-    """Say each second that this gateway lives: engines give up the jobs of one that does not."""
+async def keep_alive_key(redis: Any, channel: str, renew: Callable[[bool], Awaitable[None]]) -> None:
+    """Say each second that this gateway lives: engines give up the jobs of one that does not.
+
+    ``renew`` hears whether Redis has forgotten it since: then it has forgotten what was held as well.
+    """
+    known = False
     while True:
         try:
             async with asyncio.timeout(GATEWAY_TTL_S):
-                await redis.set(gateway_key(channel), "1", ex=GATEWAY_TTL_S)
-                await renew()
+                before = await redis.set(gateway_key(channel), "1", ex=GATEWAY_TTL_S, get=True)
+                await renew(known and before is None)
+                known = True
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("cannot renew this gateway's key: %s", error)
         await asyncio.sleep(1.0)

@@ -17,6 +17,8 @@ from routing.core.cost import BudgetEntry, period_label, period_start
 from routing.core.records import USAGE_STREAM, Spent
 
 SOURCE_TIMEOUT_S = 5.0
+# What is held comes back to its budgets, and to its key, this long after the last renewal.
+LEASE_S = 30.0
 HEARD_FOR_S = 1.0
 
 
@@ -48,6 +50,10 @@ class Ledgers:
         self._fast = fast
         self._source = source
         self._opening: dict[str, asyncio.Task[None]] = {}
+        # What this gateway's requests hold; the runtime says it.
+        self.in_flight: Callable[[], Iterable[Reservation]] = tuple
+        # Members whose admission has not been answered yet: whether they hold anything is for it to say.
+        self.asked: set[str] = set()
         self._open = Script("open_ledger")
         self._renew = Script("renew")
 
@@ -71,6 +77,9 @@ class Ledgers:
                 f"What the {budget.name} has spent cannot be read: no answer from the database.",
                 retry_after_s=1.0,
             ) from error
+        # What is in flight here is held from the new ledger's first moment on.
+        ours = (one for one in self.in_flight() if budget in one.budgets)
+        await self.renew([one._replace(budgets=(budget,)) for one in ours], LEASE_S)
         start = period_start(budget.period, now)
         await self._fast.call(
             self._open,
@@ -90,7 +99,7 @@ class Ledgers:
         keys: list[str] = []
         members: list[str] = []
         for one in reservations:
-            for budget in one.budgets if one.nano else ():
+            for budget in one.budgets if one.nano and one.member not in self.asked else ():
                 keys += budget.keys
                 members.append(one.member)
         if members:

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from inference.gateway import metrics
-from inference.gateway.admission import LEASE_S, RENEW_LEASES_S, Admission
+from inference.gateway.admission import RENEW_LEASES_S, Admission
 from inference.gateway.affinity import Affinity
 from inference.gateway.auth import Authenticator
 from inference.gateway.breaker_watch import BreakerWatch
@@ -22,7 +22,7 @@ from inference.gateway.controls import Controls
 from inference.gateway.generation import Generator
 from inference.gateway.hedging import Hedges
 from inference.gateway.hub import Hub, keep_alive_key, receive_forever
-from inference.gateway.ledger import Reservation, SpendSource, nothing_spent
+from inference.gateway.ledger import LEASE_S, Reservation, SpendSource, nothing_spent
 from inference.gateway.live import LiveState
 from inference.gateway.mirror import Mirror
 from inference.gateway.moving import Moving
@@ -86,6 +86,7 @@ class GatewayRuntime:
         self.admission = Admission(
             self.redis, self.config, fast=self._fast, later=self._later, spend_source=self._spend_source
         )
+        self.admission.ledgers.in_flight = self._in_flight
         self._counts = TokenCounts(self._tokenizer_source, self.config.tokenizer_bytes)
         self._connected = asyncio.Event()
         self._spawn("table", self.table.run)
@@ -232,20 +233,21 @@ class GatewayRuntime:
                 async with asyncio.timeout(REPORT_S):
                     await self.table.applied.wait()
 
-    async def _renew_leases(self) -> None:
+    def _in_flight(self) -> list[Reservation]:
+        return [one for flight in self.hub for one in flight.reservations]
+
+    async def _renew_leases(self, forgotten: bool) -> None:
         now = time.monotonic()
-        if now - self._renewed_at < RENEW_LEASES_S:
+        if now - self._renewed_at < RENEW_LEASES_S and not forgotten:
             return
         self._renewed_at = now
         leases: dict[str, list[str]] = {}
-        reservations: list[Reservation] = []
         for flight in self.hub:
-            reservations += flight.reservations
             if flight.grant.max_concurrency is not None:
                 leases.setdefault(flight.grant.id, []).append(flight.request.request_id)
         if leases:
-            await self.admission.renew(leases, time.time())
-        await self.admission.ledgers.renew(reservations, LEASE_S)
+            await self.admission.renew(leases, time.time(), forgotten=forgotten)
+        await self.admission.ledgers.renew(self._in_flight(), LEASE_S)
 
     def _spawn(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._tasks.append(asyncio.create_task(_supervised(name, work), name=f"gateway-{name}"))

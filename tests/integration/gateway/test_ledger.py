@@ -17,6 +17,7 @@ import redis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from inference.gateway import runtime
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
@@ -421,6 +422,63 @@ async def test_a_redis_that_comes_back_empty_still_knows_what_was_spent(own_redi
         await until(lambda: ledger(own_redis.url, entry)["spent_nano"] == 2 * COST_NANO)
         third = await gateway.client.post("/v1/completions", BODY)
     assert (second.status, third.status) == (200, 429)
+
+
+async def test_what_is_in_flight_is_held_from_the_first_moment_of_a_new_redis_on(own_redis, open_gateway_at):
+    entry = budget(2 * MOST_NANO - 1)
+    async with (
+        open_gateway_at(own_redis.url) as gateway,
+        FakeEngine(own_redis.url, gateway.layer, script=words("a", "b")) as engine,
+    ):
+        await with_table(gateway, entry)
+        engine.gate.clear()
+        first = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+        await until(lambda: ledger(own_redis.url, entry)["held_nano"] == MOST_NANO)
+        own_redis.kill()
+        await asyncio.to_thread(own_redis.start)
+        second = await gateway.client.post("/v1/completions", BODY)
+        held = ledger(own_redis.url, entry)["held_nano"]
+        engine.gate.set()
+        answered = await first
+        await until(lambda: ledger(own_redis.url, entry)["held_nano"] == 0)
+    assert second.status == 429
+    assert held == MOST_NANO
+    assert answered.status == 200
+
+
+async def test_what_is_in_flight_is_held_again_as_soon_as_redis_is_found_to_have_forgotten(
+    own_redis, open_gateway_at, monkeypatch
+):
+    monkeypatch.setattr(runtime, "RENEW_LEASES_S", 3600.0)
+    entry = budget(10 * MOST_NANO)
+    async with (
+        open_gateway_at(own_redis.url) as gateway,
+        FakeEngine(own_redis.url, gateway.layer, script=words("a", "b")) as engine,
+    ):
+        await with_table(gateway, entry)
+        engine.gate.clear()
+        first = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+        await until(lambda: ledger(own_redis.url, entry)["held_nano"] == MOST_NANO)
+        own_redis.kill()
+        await asyncio.to_thread(own_redis.start)
+        client = redis.Redis.from_url(own_redis.url)
+        await until(lambda: client.zcard(entry.keys[1]) == 1)
+        client.close()
+        engine.gate.set()
+        assert (await first).status == 200
+
+
+async def test_what_is_asked_for_is_not_held_before_it_is_admitted(redis_url):
+    entry = budget(1000)
+    async with door(redis_url) as gateway:
+        asked: list[Reservation] = []
+        gateway.admission.ledgers.in_flight = lambda: asked
+        # As in a gateway: what a request asks for is known to belong to it before it is admitted.
+        asked.append(Reservation(f"{id(gateway)}-1-1", 800, (entry,)))
+        await gateway.admit(800, entry)
+        assert (await gateway.ledger(entry))["held_nano"] == 800
+        await gateway.admission.ledgers.renew(asked, 30)
+        assert (await gateway.ledger(entry))["held_nano"] == 800
 
 
 async def test_a_refusal_is_counted_once_a_second_and_not_one_record_each(open_gateway):
