@@ -146,6 +146,8 @@ def ramp_experiment(
     report = report or report_of(row)
     if report.broken:
         raise Conflict(f"{row.name} is not ramped: {report.broken[0].words}.")
+    if report.mismatch.broken:
+        raise Conflict(f"{row.name} is not ramped: its arms do not have the units that their shares promise.")
     arms = list(row.arms.all())
     steps = exposures(row, arms)
     before = row.exposure

@@ -23,6 +23,7 @@ BUCKETS = 10_000
 UNITS = ("key", "user", "session", "request")
 # What an experiment's filters may look at: the attributes of a Subject.
 FILTERS = ("key", "team", "endpoint", "language", "tags")
+ENDPOINTS = ("chat.completions", "completions")
 HOLDOUT = 0  # the arm of units that are kept out for good
 MASK = 2**64 - 1
 _FIRST, _SECOND = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53

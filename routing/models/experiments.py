@@ -10,11 +10,16 @@ from django.db import models
 from django.db.models.functions import Now
 
 from registry.models import Alias, ModelVersion, check_kinds
-from routing.core.assignment import FILTERS, UNITS
+from routing.core.assignment import ENDPOINTS, FILTERS, UNITS
 from routing.core.statistics.metrics import METRICS
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,59}")
 HOLDOUT_ARM = "holdout"
+FILTER_FORMS = (
+    ("endpoint", re.compile("|".join(map(re.escape, ENDPOINTS))), f"one of {', '.join(ENDPOINTS)}"),
+    ("language", re.compile("[a-z]{2,8}"), "a language like de, in lower case and without a country"),
+    ("tags", re.compile("[^=]+=.*"), "name=value, as in the body's metadata"),
+)
 MAX_GUARDRAILS, MAX_FILTER_VALUES, MAX_STEPS = 10, 50, 10
 RAMP = (1, 5, 10, 25, 50)
 
@@ -37,6 +42,11 @@ def check_filters(value: object) -> None:
             isinstance(one, str) and 0 < len(one) <= 200 and one.isprintable() for one in wanted
         ):
             raise ValidationError(f"{name}: a list of 1 to {MAX_FILTER_VALUES} texts", code="filters")
+    # What no request can ever be would keep everybody out, and say nothing.
+    for name, form, words in FILTER_FORMS:
+        wrong = [one for one in value.get(name, ()) if not form.fullmatch(one)]
+        if wrong:
+            raise ValidationError(f"{name}: {wrong[0][:40]!r} is not {words}", code="filters")
 
 
 def check_metric(value: str) -> None:

@@ -60,13 +60,17 @@ def assignment(user: str) -> Any:
 
 
 def traffic(
-    count: int, *, seconds: tuple[float, float] = (1.0, 1.0), errors: tuple[float, float] = (0.02, 0.02)
+    count: int,
+    *,
+    first: int = 0,
+    seconds: tuple[float, float] = (1.0, 1.0),
+    errors: tuple[float, float] = (0.02, 0.02),
 ) -> list[UsageRecord]:
-    """Requests of as many users, each assigned as the gateway would."""
+    """Requests of as many users, from the ``first`` one on, each assigned as the gateway would."""
     rng = random.Random(7)
     running = Experiments(experiment_entries())
     found = []
-    for number in range(count):
+    for number in range(first, first + count):
         one = running.assign("acme/echo", Subject(request="r", user=f"u{number}"))
         if one is None:
             continue

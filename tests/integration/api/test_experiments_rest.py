@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import random
 import time
 from typing import Any
 
@@ -12,10 +13,12 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from mmserve.errors import Conflict
 from mmserve.models import AccessKey
 from routing.actions import experiments as actions
-from routing.core.records import shadow_key
+from routing.core.records import UsageRecord, shadow_key
 from routing.core.statistics import metrics as m
+from routing.core.statistics.metrics import METRICS
 from routing.core.statistics.totals import Totals
 from routing.experiments.report import report_of
 from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, settle
@@ -81,6 +84,9 @@ def test_what_is_wrong_is_named(manager: APIClient, reader: APIClient, versions:
         ({"unit": "planet"}, 400, "unit"),
         ({"alpha": "0.05"}, 400, "alpha"),
         ({"filters": {"team": ["\x00"]}}, 400, "filters"),
+        ({"filters": {"endpoint": ["chat"]}}, 400, "filters"),
+        ({"filters": {"language": ["de-AT"]}}, 400, "filters"),
+        ({"filters": {"tags": ["gold"]}}, 400, "filters"),
         ({"kind": "shadow", "holdout_percent": 5}, 400, "kind"),
         ({"colour": "red"}, 400, "colour"),
         ({"arms": [{"name": "a", "version": "nobody@1"}]}, 400, "arms"),
@@ -217,6 +223,27 @@ def test_the_watch_waits_while_a_guardrail_is_over_its_limit(draft: Experiment) 
     assert draft.state == State.RAMPING
 
 
+def test_the_watch_walks_the_whole_ramp_and_looks_at_the_guardrails_before_each_step(
+    draft: Experiment,
+) -> None:
+    actions.update_experiment(draft, actor="tests", step_minutes=30, step_requests=1)
+    actions.start_experiment(draft, actor="tests")
+    watch, now, seen = ExperimentWatch(), timezone.now(), [draft.exposure]
+    for step, users in enumerate((6000, 2000, 500, 500)):
+        settle(traffic(users, first=10_000 * step))
+        watch.look(now + datetime.timedelta(minutes=31))
+        draft.refresh_from_db()
+        seen.append(draft.exposure)
+        Experiment.objects.update(step_at=now)
+    assert seen == [0.02, 0.1, 0.2, 0.5, 1.0]
+    assert draft.state == State.RUNNING
+    for step in draft_events(draft)[-4:]:
+        assert (step.kind, step.actor) == ("experiment.ramped", "controller")
+        assert step.data["guardrails"][0]["metric"] == "error_rate"
+        assert step.data["guardrails"][0]["state"] != "broken"
+        assert step.data["to"] > step.data["from"]
+
+
 def test_the_watch_rolls_back_on_a_broken_guardrail_with_the_numbers(draft: Experiment) -> None:
     actions.start_experiment(draft, actor="tests")
     for _ in range(4):
@@ -235,14 +262,77 @@ def test_the_watch_rolls_back_on_a_broken_guardrail_with_the_numbers(draft: Expe
 
 def test_the_watch_rolls_back_on_a_sample_ratio_mismatch(draft: Experiment) -> None:
     running(draft)
-    records = traffic(2000)
-    # Something loses a third of the new arm's requests.
-    kept = [one for n, one in enumerate(records) if one.assignments["faster"] == "control" or n % 3]
-    settle(kept)
+    settle(lossy())
     ExperimentWatch().look()
     draft.refresh_from_db()
     assert draft.state == State.ROLLED_BACK
     assert "mismatch" in draft.state_reason
+
+
+def lossy() -> list[UsageRecord]:
+    """Something loses a third of the new arm's requests."""
+    records = traffic(2000)
+    return [one for n, one in enumerate(records) if one.assignments["faster"] == "control" or n % 3]
+
+
+def test_a_mismatch_is_a_banner_on_the_page_and_keeps_a_person_from_the_next_step(
+    browser: Client, draft: Experiment
+) -> None:
+    actions.update_experiment(draft, actor="tests", ramp=[50])
+    actions.start_experiment(draft, actor="tests")
+    Experiment.objects.update(state=State.RAMPING)
+    settle(lossy())
+    url = f"/admin/routing/experiment/{draft.pk}"
+    page = browser.get(f"{url}/change/").content.decode()
+    assert 'id="mismatch"' in page
+    assert "Do not trust this" in page
+    with pytest.raises(Conflict, match="do not have the units"):
+        actions.ramp_experiment(Experiment.objects.get(), actor="tests")
+
+
+def test_every_metric_is_reported_with_its_value(manager: APIClient, draft: Experiment) -> None:
+    actions.update_experiment(draft, actor="tests", score_name="helpful")
+    running(draft)
+    dice, records = random.Random(3), traffic(REQUESTS, seconds=(1.0, 0.5), errors=(0.05, 0.1))
+    for record in records:
+        record.ttft_s, record.tpot_s = dice.uniform(0.1, 0.3), dice.uniform(0.01, 0.03)
+        record.completion_tokens, record.refusal = dice.randrange(2, 90), dice.random() < 0.1
+        record.cost_nano = dice.randrange(1000, 9000)
+    settle(records)
+    said: dict[str, tuple[float, float]] = {}
+    for record in records[:400]:
+        given = {"rating": dice.random(), "scores": {"helpful": dice.uniform(1, 5)}}
+        assert rate(manager, record.request_id, **given).status_code == 200
+        said[record.request_id] = (given["rating"], given["scores"]["helpful"])
+    join_feedback()
+    found = manager.get(f"{URL}/{draft.pk}/report").json()["comparisons"]["new"]
+    shown = {one["metric"]: (one["control"], one["treatment"]) for one in found}
+
+    for place, arm in enumerate(("control", "new")):
+        of_arm = [one for one in records if one.assignments["faster"] == arm]
+        good = [one for one in of_arm if one.outcome == "completed"]
+        rated = [said[one.request_id] for one in of_arm if one.request_id in said]
+        wanted = {
+            "error_rate": 1 - len(good) / len(of_arm),
+            "cost": sum(one.cost_nano for one in of_arm) / 1e9 / len(good),
+            "output_tokens": sum(one.completion_tokens for one in good) / len(good),
+            "refusals": sum(one.refusal for one in good) / len(good),
+            "rating": sum(rating for rating, _ in rated) / len(rated),
+            "score": sum(score for _, score in rated) / len(rated),
+        }
+        for name, values in (
+            ("ttft", sorted(one.ttft_s for one in good)),
+            ("tpot", sorted(one.tpot_s for one in good)),
+            ("e2e", sorted(one.e2e_s for one in good)),
+        ):
+            wanted[name] = sum(values) / len(values)
+            for percent in (50, 95, 99):
+                wanted[f"{name}_p{percent}"] = values[len(values) * percent // 100]
+        assert set(wanted) == set(METRICS) == set(shown)
+        for name, value in wanted.items():
+            # A quantile lies in a bin of 5%.
+            close = 0.06 if "_p" in name else 1e-4
+            assert shown[name][place] == pytest.approx(value, rel=close), (name, arm)
 
 
 def test_the_watch_looks_again_only_at_what_has_changed(

@@ -91,6 +91,7 @@ class FakeEngine:
         self._layer = channel_layer
         self._redis = Redis.from_url(redis_url)
         self._held: dict[str, list[list[Any]]] = {}
+        self.busy = 0  # streams that it says it runs
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -139,6 +140,7 @@ class FakeEngine:
                 "state": self.state,
                 "stage": self.stage,
                 "at": time.time(),
+                "running": self.busy,
                 "max_streams": 64,
                 "jobs_per_s": 2.0,
                 "context_length": 2048,

@@ -204,6 +204,25 @@ async def test_a_shadow_copies_nothing_without_room_budget_or_a_replica(open_gat
     assert not any(one.assignments for one in found)
 
 
+async def test_a_shadow_copies_nothing_while_its_replica_is_half_full(open_gateway):
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("copy"), deployment="echo") as arm,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("original"), deployment="other"),
+    ):
+        gateway.runtime.table._table = table(shadow())
+        loads = gateway.runtime.live.loads
+        await until(lambda: len([1 for load in loads.values() if load.ready]) == 2)
+        arm.busy = 32
+        await until(lambda: loads["echo"].running == 32)
+        await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        arm.busy = 31
+        await until(lambda: loads["echo"].running == 31)
+        await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        found = await records(gateway, 3)
+    assert sorted(one.key for one in found) == ["k1", "k1", "shadow"]
+
+
 def on_a_route(**route: Any) -> RoutingTable:
     """Who asks for ``either`` is in the arm ``new``, which ``other`` serves; the route itself knows ``echo`` alone."""
     return RoutingTable.build(
