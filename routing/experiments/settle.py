@@ -11,6 +11,7 @@ from django.utils import timezone
 from routing.core.records import UsageRecord, counts_for_its_arm
 from routing.core.statistics.totals import Outcome, Totals
 from routing.core.statistics.units import UnitSample
+from routing.experiments.exposures import ExposureRow, insert_exposures
 from routing.models.experiments import (
     HOLDOUT_ARM,
     ArmTotals,
@@ -55,9 +56,9 @@ def settle(records: Iterable[UsageRecord]) -> int:
         return 0
     names = {name for record in exposed for name in record.assignments}
     rows = {row.name: row for row in Experiment.objects.filter(name__in=names)}
-    totals: dict[Place, Totals] = {}
+    outcomes: dict[Place, list[Outcome]] = {}
     samples: dict[tuple[int, int], UnitSample] = {}
-    exposures = []
+    exposures: list[ExposureRow] = []
     arm_ids = _arm_ids(rows.values())
     for record in exposed:
         for name, arm in record.assignments.items():
@@ -67,14 +68,17 @@ def settle(records: Iterable[UsageRecord]) -> int:
                 continue  # deleted meanwhile, or of another release
             hashed = int(unit, 16)
             place = (row.pk, int(phase), arm)
-            totals.setdefault(place, Totals()).add(outcome_of(record, hashed))
+            outcomes.setdefault(place, []).append(outcome_of(record, hashed))
             samples.setdefault(place[:2], UnitSample()).add(hashed, arm_ids.get((row.pk, arm), 0))
-            exposures.append(_exposure(record, row, place, unit))
-    for place, batch in sorted(totals.items()):
+            at = datetime.datetime.fromtimestamp(record.at, datetime.UTC)
+            exposures.append((record.request_id, at, record.key, *place, record.served_id, unit))
+    for place, found in sorted(outcomes.items()):
+        batch = Totals()
+        batch.add_all(found)
         add_totals(place, batch)
     for (experiment, number), sample in samples.items():
         _add_units(experiment, number, sample)
-    Exposure.objects.bulk_create(exposures, ignore_conflicts=True, batch_size=500)
+    insert_exposures(exposures)
     return len(exposures)
 
 
@@ -105,19 +109,6 @@ def _arm_ids(rows: Iterable[Experiment]) -> dict[tuple[int, str], int]:
     return {(experiment, name): pk for experiment, name, pk in found if name} | {
         (row.pk, HOLDOUT_ARM): 0 for row in rows
     }
-
-
-def _exposure(record: UsageRecord, row: Experiment, place: Place, unit: str) -> Exposure:
-    return Exposure(
-        request_id=record.request_id,
-        at=datetime.datetime.fromtimestamp(record.at, datetime.UTC),
-        key=record.key,
-        experiment=row,
-        phase=place[1],
-        arm=place[2],
-        served_id=record.served_id,
-        unit=unit,
-    )
 
 
 @transaction.atomic

@@ -14,6 +14,7 @@ from registry.models import ModelVersion
 from routing.actions import experiments as actions
 from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.experiments.report import report_of
+from routing.experiments.settle import settle
 from routing.models.experiments import Experiment, Exposure
 from routing.rollup import roll_up_all
 from tests.integration.api.conftest import make_ready, source
@@ -56,12 +57,28 @@ def test_what_cannot_be_settled_counts_nothing_twice(
     client = redis.Redis.from_url(redis_url)
     write(client, traffic(10))
     with monkeypatch.context() as broken:
-        broken.setattr("routing.experiments.settle.Exposure.objects.bulk_create", fail)
+        broken.setattr("routing.experiments.settle.insert_exposures", fail)
         with pytest.raises(DatabaseError, match="disk"):
             roll_up_all(client)
     roll_up_all(client)
     client.close()
     assert sum(one.requests for one in report_of(running).arms) == 10
+
+
+def test_an_exposure_is_as_its_record_and_the_first_of_a_request_is_kept(running: Any) -> None:
+    (record,) = traffic(1)
+    settle([record])
+    settle([msgspec.structs.replace(record, served_id="acme/other@1")])
+    (found,) = Exposure.objects.all()
+    phase, unit = record.units["faster"].split(".")
+    assert (found.request_id, found.key, found.experiment, found.arm) == (
+        record.request_id,
+        "k",
+        running,
+        record.assignments["faster"],
+    )
+    assert (found.at.timestamp(), found.phase, found.unit) == (record.at, int(phase), unit)
+    assert found.served_id == record.served_id
 
 
 def test_a_record_that_cannot_be_read_stops_nothing(running: Any, redis_url: str) -> None:

@@ -311,6 +311,20 @@ def test_totals_add_up_and_survive_their_storage(first: list[Outcome], second: l
     assert one.requests == len(first) + len(second)
 
 
+@given(outcomes, outcomes)
+@settings(deadline=None, max_examples=25)
+def test_a_batch_counts_as_its_outcomes_one_by_one_do(before: list[Outcome], batch: list[Outcome]) -> None:
+    one, other = Totals(), Totals()
+    for outcome in before:
+        one.add(outcome)
+        other.add(outcome)
+    for outcome in batch:
+        one.add(outcome)
+    other.add_all(batch)
+    assert np.allclose(one.sums, other.sums)
+    assert np.array_equal(one.bins, other.bins)
+
+
 def test_a_rating_that_is_given_again_replaces_the_former() -> None:
     arm = Totals()
     arm.add_feedback(5, value=0.0, before=None, rating=True)
