@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import redis
 
 from routing.connection import connection
-from routing.core.cost import period_label
+from routing.core.cost import LEDGERS_KEY, Ledger, period_label
 from routing.models import Budget
 from routing.spending import budget_entry, spent_of
 
@@ -28,13 +28,12 @@ def standing(row: Budget) -> Standing:
     """What is spent and held."""
     entry, now = budget_entry(row), time.time()
     try:
-        raw: Any = connection().hmget(entry.keys[0], "period", "spent", "held")
+        raw: Any = connection().hget(LEDGERS_KEY, entry.place)
     except redis.RedisError as error:
         log.warning("a ledger cannot be read: %s", error)
-        raw = (None, None, None)
-    period, spent, held = raw
-    if period is None:
+        raw = None
+    if raw is None:
         return Standing(spent_of(entry, now).nano, 0, False)
-    if period.decode() < period_label(entry.period, now):
-        return Standing(0, int(held), True)
-    return Standing(int(spent), int(held), True)
+    ledger = Ledger.read(raw)
+    current = ledger.period >= period_label(entry.period, now)
+    return Standing(ledger.spent_nano if current else 0, ledger.held_nano, True)

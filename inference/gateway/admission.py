@@ -21,6 +21,7 @@ from inference.gateway.ledger import (
     Reservation,
     SpendSource,
     nothing_spent,
+    payers,
     settlement,
 )
 from inference.gateway.redis_batch import RedisBatch, Script
@@ -28,7 +29,7 @@ from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
-from routing.core.cost import BudgetEntry, Period, in_usd, period_label
+from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Period, in_usd
 from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
 
@@ -153,18 +154,18 @@ class Admission:
             replaces,
             grant.id,
             reservation.nano if reservation else 0,
-            len(budgets),
+            payers(budgets, now),
             prefers,
             self._config.affinity_wait_s,
+            *fields,
         ]
-        for budget in budgets:
-            keys += budget.keys
-            args += [budget.limit_nano, period_label(budget.period, now)]
-        args += fields
+        if budgets:
+            keys += (LEDGERS_KEY, HELD_KEY)
         waiting: int | None = None
         self._fullness.ask(deployment.id)
-        if budgets and reservation is not None:
-            self.ledgers.asked.add(reservation.member)
+        member = reservation.member if budgets and reservation is not None else ""
+        if member:
+            self.ledgers.asked.add(member)
         try:
             answer = await self._fast.call(self._admit, keys, args)
             while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
@@ -173,8 +174,8 @@ class Admission:
             waiting = answer[6] + (answer[0] == b"ok")
         finally:
             self._fullness.answered(deployment.id, waiting, time.monotonic())
-            if budgets and reservation is not None:
-                self.ledgers.asked.discard(reservation.member)
+            if member:
+                self.ledgers.asked.discard(member)
         verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
         before, at, nano_left = why
         rates = Rates(

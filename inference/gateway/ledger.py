@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from inference.gateway.redis_batch import RedisBatch, Script
 from mmserve.errors import Unavailable
-from routing.core.cost import BudgetEntry, period_label, period_start
+from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, period_label, period_start
 from routing.core.records import USAGE_STREAM, Spent
 
 SOURCE_TIMEOUT_S = 5.0
@@ -35,7 +36,7 @@ class Reservation(NamedTuple):
     @property
     def member(self) -> str:
         """Its place in the zset of what is held."""
-        return f"{self.job_id}:{self.nano}"
+        return f"{self.job_id}|{self.nano}|{_places(self.budgets)}"
 
 
 async def nothing_spent(budget: BudgetEntry, now: float) -> Spent:
@@ -59,7 +60,7 @@ class Ledgers:
 
     async def open(self, budget: BudgetEntry) -> None:
         """Have the ledger in Redis; Unavailable when the database cannot say what was spent."""
-        place = budget.keys[0]
+        place = budget.place
         task = self._opening.get(place)
         if task is None:
             task = self._opening[place] = asyncio.create_task(self._open_now(budget))
@@ -78,12 +79,11 @@ class Ledgers:
                 retry_after_s=1.0,
             ) from error
         # What is in flight here is held from the new ledger's first moment on.
-        ours = (one for one in self.in_flight() if budget in one.budgets)
-        await self.renew([one._replace(budgets=(budget,)) for one in ours], LEASE_S)
+        await self.renew([one for one in self.in_flight() if budget in one.budgets], LEASE_S)
         start = period_start(budget.period, now)
         await self._fast.call(
             self._open,
-            [*budget.keys, USAGE_STREAM],
+            [LEDGERS_KEY, HELD_KEY, USAGE_STREAM],
             [
                 period_label(budget.period, now),
                 spent.nano,
@@ -91,19 +91,15 @@ class Ledgers:
                 budget.scope.value,
                 budget.subject,
                 start.timestamp() if start else 0,
+                budget.place,
             ],
         )
 
     async def renew(self, reservations: Iterable[Reservation], lease_s: float) -> None:
         """Hold on to what is held for requests in flight."""
-        keys: list[str] = []
-        members: list[str] = []
-        for one in reservations:
-            for budget in one.budgets if one.nano and one.member not in self.asked else ():
-                keys += budget.keys
-                members.append(one.member)
+        members = [one.member for one in reservations if one.nano and one.member not in self.asked]
         if members:
-            await self._fast.call(self._renew, keys, [lease_s, *members])
+            await self._fast.call(self._renew, [LEDGERS_KEY, HELD_KEY], [lease_s, *members])
 
 
 class BudgetsLeft:
@@ -128,16 +124,31 @@ class BudgetsLeft:
         return found
 
 
-def settlement(reservations: Iterable[Reservation], now: float) -> tuple[list[str], list[Any]]:
+def payers(budgets: tuple[BudgetEntry, ...], now: float) -> str:
+    """What the scripts are told of the budgets that pay: "place period limit …"."""
+    return _payers(budgets, int(now // 60)) if budgets else ""
+
+
+@lru_cache(maxsize=4096)
+def _payers(budgets: tuple[BudgetEntry, ...], minute: int) -> str:
+    return " ".join(
+        f"{one.place} {period_label(one.period, minute * 60)} {one.limit_nano}" for one in budgets
+    )
+
+
+@lru_cache(maxsize=4096)
+def _places(budgets: tuple[BudgetEntry, ...]) -> str:
+    return ",".join(one.place for one in budgets)
+
+
+def settlement(reservations: Sequence[Reservation], now: float) -> tuple[list[str], list[str]]:
     """KEYS and ARGV of settle.lua for the ledgers of these reservations, each once."""
-    found: dict[tuple[str, str], tuple[BudgetEntry, list[str]]] = {}
-    for one in reservations:
-        for budget in one.budgets:
-            _, held = found.setdefault(budget.keys, (budget, []))
-            held += [one.member] if one.nano else []
-    keys: list[str] = []
-    args: list[Any] = []
-    for place, (budget, held) in found.items():
-        keys += place
-        args += [period_label(budget.period, now), " ".join(held)]
-    return keys, args
+    budgets = reservations[0].budgets if reservations else ()
+    for one in reservations[1:]:
+        if one.budgets != budgets:
+            known = {budget.place for budget in budgets}
+            budgets += tuple(budget for budget in one.budgets if budget.place not in known)
+    if not budgets:
+        return [], []
+    held = " ".join([one.member for one in reservations if one.nano])
+    return [LEDGERS_KEY, HELD_KEY], [payers(budgets, now), held]

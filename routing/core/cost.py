@@ -14,10 +14,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 NANO = 10**9
 _PICO_A_NANO = 1000
 _HOUR_S = 3600
+# Redis hash of the ledgers by place, and zset of what is held for requests in flight (see admit.lua).
+LEDGERS_KEY, HELD_KEY = "mmserve:budgets", "mmserve:budgets:held"
 # Redis' Lua counts in doubles: whole up to 2**53.
 MOST_NANO = 9_000_000 * NANO
 
@@ -112,12 +115,28 @@ class BudgetEntry:
     subject: str
     period: Period
     limit_nano: int
-    # Redis hash of its ledger, and zset of what is held of it. Another period is another ledger.
-    keys: tuple[str, str] = field(init=False, repr=False, compare=False)
+    # Its ledger's field in the hash of all. Another period is another ledger.
+    place: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        key = f"mmserve:budget:{self.id}:{self.period.value}"
-        object.__setattr__(self, "keys", (key, f"{key}:held"))
+        object.__setattr__(self, "place", f"{self.id}:{self.period.value}")
+
+    def __hash__(self) -> int:
+        return hash(self.place)
+
+
+class Ledger(NamedTuple):
+    """How one budget stands in Redis: ``period`` is a label, the others are nano-dollars."""
+
+    period: str
+    spent_nano: int
+    held_nano: int
+
+    @classmethod
+    def read(cls, stored: bytes) -> Ledger:
+        """As the gateway's scripts write it."""
+        period, spent, held = stored.decode().split(" ")
+        return cls(period, int(spent), int(held))
 
 
 def period_label(period: Period, now: float) -> str:

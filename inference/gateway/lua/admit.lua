@@ -2,13 +2,14 @@
 -- cost, enqueue one RQ job and ring the bell.
 --
 -- KEYS  1 rate bucket of the access key   2 its leases   3 job hash   4 queue   5 rq:queues   6 bell   7 to 9 all
---       queues of the deployment   then for each budget: its ledger (hash: period, spent, held), and what is held of
---       it (zset of "job id:nano-dollars", scored by when the lease ends)
+--       queues of the deployment   then, where budgets pay: 10 all ledgers (hash: of each budget "period spent held",
+--       by place)   11 what is held of them (zset of "job id|nano-dollars|place,place,…", scored by when the lease ends)
 -- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
 --       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
---       10 whose turn counts: the access key's id   11 nano-dollars to reserve   12 how many budgets
---       13 the replica that may take it first, or ""   14 for how long only that one may (s)   then for each budget:
---       its limit in nano-dollars, the label of its period   then the fields of the job's hash
+--       10 whose turn counts: the access key's id   11 nano-dollars to reserve
+--       12 the budgets that pay, as "place period limit place period limit …", or ""
+--       13 the replica that may take it first, or ""   14 for how long only that one may (s)
+--       then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
 -- nano-dollars left of it (the tightest one's, when all can pay)}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
 -- that budget's ledger is not in Redis and has to be opened from the stored usage first.
@@ -25,7 +26,7 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local per_requests, per_tokens = tonumber(ARGV[4]), tonumber(ARGV[5])
 local replaces = ARGV[9]
-local cost, budgets = tonumber(ARGV[11]), tonumber(ARGV[12])
+local cost = tonumber(ARGV[11])
 
 local waiting = 0
 for i = 7, 9 do waiting = waiting + redis.call('LLEN', KEYS[i]) end
@@ -41,34 +42,51 @@ end
 local function whole(number) return string.format('%.0f', number) end
 
 -- What was held by the dead: looked for when there is not enough, and at each renewal.
-local function given_back(ledger, held)
-  local lost = redis.call('ZRANGEBYSCORE', held, '-inf', now, 'LIMIT', 0, 1000)
-  if #lost == 0 then return 0 end
-  local back = 0
-  for _, member in ipairs(lost) do back = back + tonumber(string.match(member, ':(%d+)$')) end
-  redis.call('ZREM', held, unpack(lost))
-  redis.call('HINCRBY', ledger, 'held', '-' .. whole(back))
-  return back
+local function given_back()
+  local back = {}
+  while true do
+    local lost = redis.call('ZRANGEBYSCORE', KEYS[11], '-inf', now, 'LIMIT', 0, 1000)
+    if #lost == 0 then break end
+    redis.call('ZREM', KEYS[11], unpack(lost))
+    for _, member in ipairs(lost) do
+      local nano, places = string.match(member, '|(%d+)|(.*)$')
+      for place in string.gmatch(places, '[^,]+') do back[place] = (back[place] or 0) + tonumber(nano) end
+    end
+  end
+  for place, nano in pairs(back) do
+    local state = redis.call('HGET', KEYS[10], place)
+    if state then
+      local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
+      redis.call('HSET', KEYS[10], place, period .. ' ' .. spent .. ' ' .. whole(tonumber(held) - nano))
+    end
+  end
+  return next(back) ~= nil
 end
 
 local tightest, tightest_left = 0, 0
+-- The budgets that pay, and the ledgers as they are to be once they have paid.
+local places, periods, limits, reserved = {}, {}, {}, {}
+for place, period, limit in string.gmatch(ARGV[12], '(%S+) (%S+) (%S+)') do
+  places[#places + 1], periods[#periods + 1], limits[#limits + 1] = place, period, tonumber(limit)
+end
 
 -- Whether every budget can pay; else the refusal.
 local function refused_by_a_budget()
-  for i = 1, budgets do
-    local ledger, held = KEYS[8 + 2 * i], KEYS[9 + 2 * i]
-    local limit, period = tonumber(ARGV[13 + 2 * i]), ARGV[14 + 2 * i]
-    local state = redis.call('HMGET', ledger, 'period', 'spent', 'held')
-    if not state[1] then return answer('ledger', 0, i) end
-    local spent, holds = tonumber(state[2]), tonumber(state[3])
-    if period > state[1] then
-      spent = 0
-      redis.call('HSET', ledger, 'period', period, 'spent', '0')
+  if #places == 0 then return end
+  local states = redis.call('HMGET', KEYS[10], unpack(places))
+  tightest, reserved = 0, {}
+  for i = 1, #places do
+    if not states[i] then return answer('ledger', 0, i) end
+    local period, spent, held = string.match(states[i], '(%S+) (%S+) (%S+)')
+    if periods[i] > period then period, spent = periods[i], '0' end
+    held = tonumber(held) + cost
+    local left = limits[i] - tonumber(spent) - held
+    if left < 0 then
+      if given_back() then return refused_by_a_budget() end
+      return answer('budget', 0, i, left + cost)
     end
-    local left = limit - spent - holds
-    if cost > left then left = left + given_back(ledger, held) end
-    if cost > left then return answer('budget', 0, i, left) end
-    if tightest == 0 or left - cost < tightest_left then tightest, tightest_left = i, left - cost end
+    if tightest == 0 or left < tightest_left then tightest, tightest_left = i, left end
+    reserved[2 * i - 1], reserved[2 * i] = places[i], period .. ' ' .. spent .. ' ' .. whole(held)
   end
 end
 
@@ -120,14 +138,13 @@ else
   redis.call('DEL', 'rq:job:' .. replaces)
 end
 
-if cost > 0 then
-  for i = 1, budgets do
-    redis.call('HINCRBY', KEYS[8 + 2 * i], 'held', ARGV[11])
-    redis.call('ZADD', KEYS[9 + 2 * i], string.format('%.3f', now + tonumber(ARGV[3])), ARGV[1] .. ':' .. ARGV[11])
-  end
+if cost > 0 and #places > 0 then
+  redis.call('HSET', KEYS[10], unpack(reserved))
+  redis.call('ZADD', KEYS[11], string.format('%.3f', now + tonumber(ARGV[3])),
+             ARGV[1] .. '|' .. ARGV[11] .. '|' .. table.concat(places, ','))
 end
 
-redis.call('HSET', KEYS[3], unpack(ARGV, 15 + 2 * budgets))
+redis.call('HSET', KEYS[3], unpack(ARGV, 15))
 redis.call('SADD', KEYS[5], KEYS[4])
 
 local fair = 'mmserve:fair:' .. KEYS[4]

@@ -1,11 +1,11 @@
 -- Open a budget's ledger that is not in Redis: from what the rows say, and the records that are not in the rows yet.
 --
--- KEYS  1 the ledger   2 what is held of it   3 usage stream
+-- KEYS  1 all ledgers   2 what is held of them (see admit.lua)   3 usage stream
 -- ARGV  1 label of the period   2 nano-dollars spent by the rows   3 the last record that is in them
---       4 the record's field that must be   5 this   6 unix time of the period's beginning
+--       4 the record's field that must be   5 this   6 unix time of the period's beginning   7 the budget's place
 -- Returns 1, or 0 when somebody else opened it first.
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('HEXISTS', KEYS[1], ARGV[7]) == 1 then return 0 end
 local spent, from = tonumber(ARGV[2]), ARGV[3]
 local field, subject, since = ARGV[4], ARGV[5], tonumber(ARGV[6])
 while true do
@@ -17,10 +17,10 @@ while true do
   end
   if #records < 1000 then break end
 end
-local held = 0
+local held, place = 0, ',' .. ARGV[7] .. ','
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-  held = held + tonumber(string.match(member, ':(%d+)$'))
+  local nano, places = string.match(member, '|(%d+)|(.*)$')
+  if string.find(',' .. places .. ',', place, 1, true) then held = held + tonumber(nano) end
 end
-redis.call('HSET', KEYS[1], 'period', ARGV[1], 'spent', string.format('%.0f', spent),
-           'held', string.format('%.0f', held))
+redis.call('HSET', KEYS[1], ARGV[7], string.format('%s %.0f %.0f', ARGV[1], spent, held))
 return 1

@@ -1,27 +1,32 @@
 -- Keep what is held for requests in flight; what a restarted Redis has forgotten is held again. What was held by the
 -- dead is given back.
 --
--- KEYS  for each of them: a budget's ledger, and what is held of it
--- ARGV  1 lease_s   then for each: its member of the zset
+-- KEYS  1 all ledgers   2 what is held of them (see admit.lua)
+-- ARGV  1 lease_s   then the members of the zset
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local until_s = string.format('%.3f', now + tonumber(ARGV[1]))
-for i = 1, #KEYS, 2 do
-  local member = ARGV[(i + 1) / 2 + 1]
-  if redis.call('ZADD', KEYS[i + 1], until_s, member) == 1 and redis.call('EXISTS', KEYS[i]) == 1 then
-    redis.call('HINCRBY', KEYS[i], 'held', string.match(member, ':(%d+)$'))
-  end
+local more = {}
+
+local function count(member, sign)
+  local nano, places = string.match(member, '|(%d+)|(.*)$')
+  for place in string.gmatch(places, '[^,]+') do more[place] = (more[place] or 0) + sign * tonumber(nano) end
 end
-for i = 1, #KEYS, 2 do
-  local lost = redis.call('ZRANGEBYSCORE', KEYS[i + 1], '-inf', now, 'LIMIT', 0, 1000)
-  if #lost > 0 then
-    local back = 0
-    for _, member in ipairs(lost) do back = back + tonumber(string.match(member, ':(%d+)$')) end
-    redis.call('ZREM', KEYS[i + 1], unpack(lost))
-    if redis.call('EXISTS', KEYS[i]) == 1 then
-      redis.call('HINCRBY', KEYS[i], 'held', '-' .. string.format('%.0f', back))
-    end
+
+for i = 2, #ARGV do
+  if redis.call('ZADD', KEYS[2], until_s, ARGV[i]) == 1 then count(ARGV[i], 1) end
+end
+local lost = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
+if #lost > 0 then
+  redis.call('ZREM', KEYS[2], unpack(lost))
+  for _, member in ipairs(lost) do count(member, -1) end
+end
+for place, nano in pairs(more) do
+  local state = redis.call('HGET', KEYS[1], place)
+  if state then
+    local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
+    redis.call('HSET', KEYS[1], place, period .. ' ' .. spent .. ' ' .. string.format('%.0f', tonumber(held) + nano))
   end
 end
 return 1

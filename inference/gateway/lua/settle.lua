@@ -2,12 +2,13 @@
 -- and how it was decided.
 --
 -- KEYS  1 rate bucket of the access key   2 its leases   3 usage stream   4 the last settlement of this gateway
---       5 how many records were turned away   6 the decision   7 all decisions   then for each budget: its ledger, and
---       what is held of it (see admit.lua)
+--       5 how many records were turned away   6 the decision   7 all decisions   then, where budgets pay: 8 all ledgers
+--       9 what is held of them (see admit.lua)
 -- ARGV  1 lease member   2 tokens per minute (0: no limit)   3 tokens reserved   4 tokens used
 --       5 how many records the stream may hold   6 the record (JSON), or ""   7 number of this settlement   8 cost in
 --       nano-dollars   9 the decision (JSON), or ""   10 its id   11 how long it is kept (s)   12 how many are kept
---       13 unix time   then for each budget: the label of its period, and its members of the zset, with spaces between
+--       13 unix time   then, where budgets pay: 14 which, as "place period limit …"   15 what was held of them: the
+--       zset's members, with spaces between
 -- A gateway sends its settlements in order, and all of a batch again when it has not heard that they arrived: a number
 -- that is not higher than the last one's was settled before.
 -- The bucket may go below zero: an answer longer than was reserved is paid for by waiting longer. A budget may be
@@ -29,22 +30,35 @@ if per_tokens > 0 then
 end
 if ARGV[1] ~= '' then redis.call('ZREM', KEYS[2], ARGV[1]) end
 
-for i = 8, #KEYS, 2 do
-  local ledger, held = KEYS[i], KEYS[i + 1]
-  local period, members = ARGV[i + 6], ARGV[i + 7]
-  local known = redis.call('HGET', ledger, 'period')
-  for member in string.gmatch(members, '%S+') do
-    if redis.call('ZREM', held, member) == 1 and known then
-      redis.call('HINCRBY', ledger, 'held', '-' .. string.match(member, ':(%d+)$'))
+if #KEYS > 7 then
+  local places, periods, back = {}, {}, {}
+  for place, period in string.gmatch(ARGV[14], '(%S+) (%S+) %S+') do
+    places[#places + 1], periods[#places + 1] = place, period
+    back[place] = 0
+  end
+  for member in string.gmatch(ARGV[15], '%S+') do
+    if redis.call('ZREM', KEYS[9], member) == 1 then
+      local nano, held_of = string.match(member, '|(%d+)|(.*)$')
+      for place in string.gmatch(held_of, '[^,]+') do
+        if not back[place] then places[#places + 1], back[place] = place, 0 end
+        back[place] = back[place] + tonumber(nano)
+      end
     end
   end
-  if known then
-    if period > known then
-      redis.call('HSET', ledger, 'period', period, 'spent', ARGV[8])
-    else
-      redis.call('HINCRBY', ledger, 'spent', ARGV[8])
+  local states, changed = redis.call('HMGET', KEYS[8], unpack(places)), {}
+  for i, place in ipairs(places) do
+    if states[i] then
+      local period, spent, held = string.match(states[i], '(%S+) (%S+) (%S+)')
+      if periods[i] and periods[i] > period then
+        period, spent = periods[i], ARGV[8]
+      elseif periods[i] then
+        spent = string.format('%.0f', tonumber(spent) + tonumber(ARGV[8]))
+      end
+      changed[#changed + 1] = place
+      changed[#changed + 1] = period .. ' ' .. spent .. ' ' .. string.format('%.0f', tonumber(held) - back[place])
     end
   end
+  if #changed > 0 then redis.call('HSET', KEYS[8], unpack(changed)) end
 end
 
 if ARGV[6] ~= '' then

@@ -25,7 +25,16 @@ from inference.gateway.ledger import Reservation
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.tasks import cancel_all
 from inference.protocol import GenerateRequest, Sampling
-from routing.core.cost import BudgetEntry, Period, Prices, Scope, period_label
+from routing.core.cost import (
+    HELD_KEY,
+    LEDGERS_KEY,
+    BudgetEntry,
+    Ledger,
+    Period,
+    Prices,
+    Scope,
+    period_label,
+)
 from routing.core.records import USAGE_STREAM, Spent, UsageRecord
 from routing.core.table import DeploymentEntry, Limits, RoutingTable
 from tests.integration.gateway.conftest import KEY, Gateway, heard
@@ -57,13 +66,9 @@ def budget(
     )
 
 
-def status_of(raw: dict[bytes, bytes]) -> dict[str, Any]:
-    """A ledger's hash as values."""
-    return {
-        "period": raw.get(b"period", b"").decode(),
-        "spent_nano": int(raw.get(b"spent", 0)),
-        "held_nano": int(raw.get(b"held", 0)),
-    }
+def status_of(raw: bytes | None) -> dict[str, Any]:
+    """A ledger as values."""
+    return (Ledger("", 0, 0) if raw is None else Ledger.read(raw))._asdict()
 
 
 class Door:
@@ -118,7 +123,7 @@ class Door:
         )
 
     async def ledger(self, entry: BudgetEntry) -> dict[str, Any]:
-        return status_of(await self.redis.hgetall(entry.keys[0]))
+        return status_of(await self.redis.hget(LEDGERS_KEY, entry.place))
 
     async def settled(self, records: int) -> None:
         await until_async(lambda: self.redis.xlen(USAGE_STREAM), records)
@@ -167,7 +172,7 @@ async def with_table(gateway: Gateway, *budgets: BudgetEntry, **more: Any) -> No
 
 def ledger(redis_url: str, entry: BudgetEntry) -> dict[str, Any]:
     client = redis.Redis.from_url(redis_url)
-    found = status_of(client.hgetall(entry.keys[0]))
+    found = status_of(client.hget(LEDGERS_KEY, entry.place))
     client.close()
     return found
 
@@ -211,28 +216,43 @@ async def test_a_thousand_at_once_never_spend_more_than_any_budget_has(redis_url
 
 
 async def test_what_a_dead_gateway_held_comes_back_when_its_lease_ends(redis_url):
-    entry = budget(1000)
+    entry, other = budget(1000), budget(5000, scope=Scope.TEAM, subject="search")
     async with door(redis_url) as gateway:
-        await gateway.admit(800, entry)
+        await gateway.admit(800, entry, other)
         with pytest.raises(Refused):
             await gateway.admit(800, entry)
-        _, held = entry.keys
-        (member,) = await gateway.redis.zrange(held, 0, -1)
-        await gateway.redis.zadd(held, {member: time.time() - 1})
+        (member,) = await gateway.redis.zrange(HELD_KEY, 0, -1)
+        await gateway.redis.zadd(HELD_KEY, {member: time.time() - 1})
         await gateway.admit(800, entry)
         assert (await gateway.ledger(entry))["held_nano"] == 800
+        assert (await gateway.ledger(other))["held_nano"] == 0
+
+
+async def test_a_ledger_that_alone_was_lost_is_opened_with_what_is_held_of_it(redis_url):
+    entry, other = budget(1000), budget(5000, scope=Scope.TEAM, subject="search")
+    async with door(redis_url) as gateway:
+        first = await gateway.admit(100, entry, other)
+        await gateway.admit(50, other)
+        await gateway.redis.hdel(LEDGERS_KEY, entry.place)
+        await gateway.admit(10, entry, other)
+        assert (await gateway.ledger(entry))["held_nano"] == 110
+        gateway.settle(first, 7)
+        await gateway.settled(1)
+        for one, held in ((entry, 10), (other, 60)):
+            found = await gateway.ledger(one)
+            assert (found["spent_nano"], found["held_nano"]) == (7, held)
 
 
 async def test_a_request_in_flight_keeps_its_hold_and_takes_it_again_in_a_new_redis(redis_url):
     entry = budget(1000)
     async with door(redis_url) as gateway:
         reservation = await gateway.admit(800, entry)
-        key, held = entry.keys
-        await gateway.redis.zadd(held, {reservation.member: time.time() + 1})
+        await gateway.redis.zadd(HELD_KEY, {reservation.member: time.time() + 1})
         await gateway.admission.ledgers.renew([reservation], 30)
-        assert await gateway.redis.zscore(held, reservation.member) > time.time() + 20
-        await gateway.redis.delete(held)
-        await gateway.redis.hset(key, "held", 0)
+        assert await gateway.redis.zscore(HELD_KEY, reservation.member) > time.time() + 20
+        await gateway.redis.delete(HELD_KEY)
+        period = period_label(entry.period, time.time())
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, f"{period} 0 0")
         await gateway.admission.ledgers.renew([reservation], 30)
         assert (await gateway.ledger(entry))["held_nano"] == 800
 
@@ -295,11 +315,10 @@ async def test_a_new_period_begins_with_nothing_spent_and_a_clock_that_is_behind
     entry = budget(1000, period=Period.DAY)
     async with door(redis_url) as gateway:
         await gateway.admit(10, entry)
-        key, _ = entry.keys
-        await gateway.redis.hset(key, mapping={"period": "2020-01-01", "spent": 999})
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, "2020-01-01 999 10")
         await gateway.admit(10, entry)
         assert (await gateway.ledger(entry))["spent_nano"] == 0
-        await gateway.redis.hset(key, mapping={"period": "2999-01-01", "spent": 995})
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, "2999-01-01 995 20")
         with pytest.raises(Refused):
             await gateway.admit(10, entry)
 
@@ -462,7 +481,7 @@ async def test_what_is_in_flight_is_held_again_as_soon_as_redis_is_found_to_have
         own_redis.kill()
         await asyncio.to_thread(own_redis.start)
         client = redis.Redis.from_url(own_redis.url)
-        await until(lambda: client.zcard(entry.keys[1]) == 1)
+        await until(lambda: client.zcard(HELD_KEY) == 1)
         client.close()
         engine.gate.set()
         assert (await first).status == 200
