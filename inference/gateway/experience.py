@@ -52,13 +52,12 @@ class Experience:
     def slow_after_s(self, deployment: str, expected_s: float) -> float | None:
         """The 95th percentile of the time to a first token that is expected in so long; None: too little is known."""
         tail = self._tails.get(deployment)
-        ratio = None if tail is None else tail.p95()
-        return None if ratio is None or expected_s <= 0.0 else ratio * expected_s
+        return None if tail is None or expected_s <= 0.0 else tail.p95_s(expected_s)
 
     def waited(self, flight: Flight, waited_s: float) -> None:
         """So long until its first token; one that was given up before would have taken as long at least."""
         if flight.expected_s > 0.0:
-            self._tails.setdefault(flight.deployment.id, Tail()).note(waited_s / flight.expected_s)
+            self._tails.setdefault(flight.deployment.id, Tail()).note(flight.expected_s, waited_s)
 
     def succeeded(self, deployment: str, now: float) -> None:
         """An answer went to its last token."""

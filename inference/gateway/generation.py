@@ -24,7 +24,7 @@ from inference.gateway.holding import Hold, class_of, deadline_s_of, hold_of
 from inference.gateway.hub import Hub
 from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
-from inference.gateway.plan import Plan
+from inference.gateway.plan import Plan, estimate_tokens
 from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.token_counts import TokenCounts
@@ -421,6 +421,16 @@ class Generator:
         """The last beats of those of its replicas that take jobs."""
         return self._live.ready(deployment)
 
+    async def holder_of(self, flight: Flight) -> str:
+        """The replica that has its job in hand; engines tell only after their next step. "": nobody known."""
+        if flight.replica is not None or len(self.replicas(flight.deployment.id)) < 2:
+            return flight.replica or ""
+        try:
+            waiting, status, worker = await self._admission.whereabouts(flight.job_id, flight.queue)
+        except MmserveError:
+            return ""
+        return self._live.replica_of(worker) if status == "started" and not waiting else ""
+
     async def send_beside(self, generation: Generation, rival: Flight, *, prefers: str = "") -> None:
         """Have a second attempt enqueued, in a flight of its own: paid by the route, and by no rate of the key."""
         deployment = rival.deployment
@@ -451,6 +461,12 @@ class Generator:
         version = generation.table.versions.get(loser.deployment.served_id)
         load = self._live.loads.get(loser.deployment.id)
         loser.completion_tokens = loser.completion_tokens or len(loser.tokens)
+        if not loser.prompt_tokens:
+            # It was in the midst of its prompt.
+            alike = generation.flight.deployment.served_id == loser.deployment.served_id
+            loser.prompt_tokens = (alike and generation.flight.prompt_tokens) or estimate_tokens(
+                generation.plan
+            )
         prices = version.prices if version else NO_PRICE
         cost = cost_nano(loser, prices, CANCELLED, running=load.running if load else 0)
         if not cost:
@@ -566,11 +582,11 @@ class Generator:
         for record in self.refusals.take():
             self._admission.note(record)
 
-    async def stop(self, flight: Flight) -> None:
-        """Take the job out of its queue, or tell the engine that has it, or may have it."""
+    async def stop(self, flight: Flight) -> bool:
+        """Take the job out of its queue (True), or tell the engine that has it, or may have it."""
         if flight.replica is not None:
             self._controls.cancel(flight.replica, flight.job_id)
-            return
+            return False
         try:
             withdrawn = await self._admission.withdraw(flight.job_id, flight.queue, flight.deployment.id)
         except MmserveError as error:
@@ -579,6 +595,7 @@ class Generator:
         if not withdrawn:
             for replica in self._live.replicas(flight.deployment.id):
                 self._controls.cancel(replica, flight.job_id)
+        return withdrawn
 
 
 def _beyond(plan: Plan, deployment: DeploymentEntry) -> bool:

@@ -76,12 +76,15 @@ class Hedges:
             # Its client may not be told who answers while that is open.
             flight.ask_first(self.generator.mover_of(generation))
 
+    def can_pay(self, purse: str) -> bool:
+        """Whether enough is saved up for one attempt."""
+        return self._credit.get(purse, 0.0) >= 1.0
+
     def pay(self, purse: str) -> bool:
         """Take one attempt out of what was saved up; False: there is none."""
-        credit = self._credit.get(purse, 0.0)
-        if credit < 1.0:
+        if not self.can_pay(purse):
             return False
-        self._credit[purse] = credit - 1.0
+        self._credit[purse] -= 1.0
         return True
 
     def begin(self, work: asyncio.Task[None]) -> None:
@@ -101,6 +104,7 @@ class Hedge:
         self._hedges = hedges
         self._generation = generation
         self._rival: Flight | None = None  # the second attempt, once it is on its way
+        self._holder = ""  # the replica that had the first attempt when the second was sent
         self._sent = False
         self._over = False
         self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._start)
@@ -128,23 +132,32 @@ class Hedge:
         return True
 
     def _start(self) -> None:
+        if not self._is_late and self._hedges.can_pay(purse_of(self._generation)):
+            self._hedges.begin(asyncio.create_task(self._try()))
+
+    @property
+    def _is_late(self) -> bool:
         flight = self._generation.flight
-        late = flight.over or flight.first_token_at is not None or flight.committed or flight.recovering
-        second = None if late else self._room()
+        return flight.over or flight.first_token_at is not None or flight.committed or flight.recovering
+
+    async def _try(self) -> None:
+        holder = await self._hedges.generator.holder_of(self._generation.flight)
+        self._holder = holder
+        second = None if self._is_late else self._room(holder)
         if second is None or not self._hedges.pay(purse_of(self._generation)):
             return
         if second.link is not None:
             self._generation.rest.remove(second.link)
-        self._hedges.begin(asyncio.create_task(self._send(second)))
+        await self._send(second)
 
-    def _room(self) -> Second | None:
+    def _room(self, holder: str) -> Second | None:
         """Who would take the request into its batch at once: another replica first, as it answers the same."""
         generator, flight = self._hedges.generator, self._generation.flight
-        if flight.replica is not None:
+        if holder:
             free = [
                 beat
                 for beat in generator.replicas(flight.deployment.id)
-                if beat.replica != flight.replica and beat.running + beat.waiting < beat.max_streams
+                if beat.replica != holder and beat.running + beat.waiting < beat.max_streams
             ]
             if free:
                 emptiest = min(free, key=lambda beat: beat.running + beat.waiting)
@@ -208,7 +221,7 @@ class Hedge:
             metrics.hedges.labels("won").inc()
             slow_s = time.monotonic() - flight.begun_at
             self._hedges.generator.experience.waited(flight, slow_s)
-            self._lose(self._trade())
+            self._lose(self._trade(), self._holder)
 
     def _rival_failed(self, error: MmserveError) -> bool:
         """An error cannot win: nobody hears of it but the decision's record."""
@@ -239,22 +252,27 @@ class Hedge:
         rival.pending = []
         return rival
 
-    def _lose(self, loser: Flight) -> None:
+    def _lose(self, loser: Flight, holder: str = "") -> None:
         """End an attempt that nobody waits for, and bill the route for what it has made."""
-        self._note(loser, HEDGED, "another attempt had the first token")
-        self._hedges.generator.bill_beside(self._generation, loser)
+        self._note(loser, HEDGED, "another attempt had the first token", holder)
         self._hedges.generator.experience.left(loser.deployment.id, time.monotonic())
-        self._drop(loser)
+        self._drop(loser, billed=True)
 
-    def _drop(self, loser: Flight) -> None:
+    def _drop(self, loser: Flight, *, billed: bool = False) -> None:
         self._over = True
         self._generation.flight.on_first = loser.on_first = None
         loser.over = True
         self._hedges.hub.remove(loser)
-        self._hedges.begin(asyncio.create_task(self._hedges.generator.stop(loser)))
+        self._hedges.begin(asyncio.create_task(self._stop(loser, billed=billed)))
 
-    def _note(self, flight: Flight, outcome: str, why: str) -> None:
-        self._generation.note(flight.deployment, outcome, why, flight.replica)
+    async def _stop(self, loser: Flight, *, billed: bool) -> None:
+        generator = self._hedges.generator
+        untouched = await generator.stop(loser)
+        if billed and not untouched:
+            generator.bill_beside(self._generation, loser)
+
+    def _note(self, flight: Flight, outcome: str, why: str, holder: str = "") -> None:
+        self._generation.note(flight.deployment, outcome, why, flight.replica or holder)
 
 
 def purse_of(generation: Generation) -> str:

@@ -133,9 +133,13 @@ class LiveState:
         """The last beats of the replicas of a deployment that take jobs."""
         return self._ready.get(deployment, ())
 
+    def replica_of(self, worker: str) -> str:
+        """The replica with this RQ worker name; "" if none is heard of."""
+        return next((replica for replica, (beat, _) in self._beats.items() if beat.worker == worker), "")
+
     def worker_alive(self, worker: str) -> bool:
         """Whether the replica with this RQ worker name is heard of."""
-        return any(beat.worker == worker for beat, _ in self._beats.values())
+        return bool(self.replica_of(worker))
 
     def loading(self, deployment: str) -> ReplicaBeat | None:
         """The last beat of a replica of the deployment that loads."""

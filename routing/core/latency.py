@@ -95,22 +95,33 @@ class LatencyLearner:
 
 
 class Tail:
-    """How much longer than predicted first tokens of a deployment take: the last ratios of measured to predicted."""
+    """How late first tokens of a deployment come: the last answers' predicted and measured times.
 
-    __slots__ = ("_ratios",)
+    A short prompt misses its prediction by a larger factor than a long one, so those of about its size speak for it.
+    """
+
+    __slots__ = ("_answers",)
 
     def __init__(self) -> None:
-        self._ratios: deque[float] = deque(maxlen=TAIL_WINDOW)
+        self._answers: deque[tuple[float, float]] = deque(
+            maxlen=TAIL_WINDOW
+        )  # predicted (s), measured over it
 
-    def note(self, ratio: float) -> None:
-        """One more answer."""
-        self._ratios.append(ratio)
+    def note(self, expected_s: float, measured_s: float) -> None:
+        """One more answer; ``expected_s`` is above 0."""
+        self._answers.append((expected_s, measured_s / expected_s))
 
-    def p95(self) -> float | None:
-        """The 95th percentile by nearest rank; None while too little was seen."""
-        if len(self._ratios) < TAIL_LEAST:
+    def p95_s(self, expected_s: float) -> float | None:
+        """The 95th percentile by nearest rank of what is expected in so long; None while too little was seen.
+
+        By the answers that were expected within half and twice of it; by all, where those are too few.
+        """
+        if len(self._answers) < TAIL_LEAST:
             return None
-        return sorted(self._ratios)[math.ceil(0.95 * len(self._ratios)) - 1]
+        ratios = [ratio for other_s, ratio in self._answers if expected_s <= 2 * other_s <= 4 * expected_s]
+        if len(ratios) < TAIL_LEAST:
+            ratios = [ratio for _, ratio in self._answers]
+        return sorted(ratios)[math.ceil(0.95 * len(ratios)) - 1] * expected_s
 
 
 def _averaged(error: float | None, predicted: float, measured: float) -> float:

@@ -273,6 +273,21 @@ async def test_one_failed_answer_is_one_failure_to_its_breaker(open_gateway: Ope
             assert len(first.jobs) == LEAST
 
 
+async def test_a_stream_that_breaks_is_a_failure_though_it_had_begun_well(open_gateway: Opener) -> None:
+    async def breaks(engine: FakeEngine, job_id: str, request: GenerateRequest) -> AsyncIterator[list[Any]]:
+        yield [DELTA, 0, "half of ", [0], None, None, None]
+        yield [ERROR, {"code": "engine_lost", "message": "gone", "param": None}]
+
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with engine(gateway, "first", breaks):
+            await until(lambda: "first" in gateway.runtime.live.loads)
+            for _ in range(LEAST):
+                await gateway.client.post("/v1/completions", {**BODY, "model": "first", "stream": True})
+            states = gateway.runtime.generator.experience.states()
+    assert states == {"first": State.OPEN}
+
+
 async def test_when_all_is_spent_one_error_names_each_attempt(open_gateway: Opener) -> None:
     async with open_gateway() as gateway:
         await has_table(gateway, two())

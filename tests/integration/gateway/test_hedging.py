@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pytest
 from redis.asyncio import Redis
 
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
@@ -290,8 +291,13 @@ async def one_more_replica(race: Race) -> AsyncIterator[FakeEngine]:
         yield more
 
 
-async def test_another_replica_is_asked_before_another_version(open_gateway: Opener) -> None:
+@pytest.mark.parametrize("tells_late", [False, True])
+async def test_another_replica_is_asked_before_another_version(
+    open_gateway: Opener, tells_late: bool
+) -> None:
     async with racing(open_gateway) as race, one_more_replica(race) as more:
+        race.first.batch = tells_late  # an engine says that it has a job after the step that begins it
+        before = await race.redis.xlen(USAGE_STREAM)
         race.first.gate.clear()
         race.first.pulling.clear()
         asked = asyncio.create_task(race.ask())
@@ -301,10 +307,13 @@ async def test_another_replica_is_asked_before_another_version(open_gateway: Ope
         kept = await race.decision(answer)
         await race.first.until(lambda: bool(race.first.cancelled))
         assert not race.second.jobs
+        await until_settled(race, before + 2)
+        [loser] = await race.beside()
     assert answer.json()["choices"][0]["text"] == "one more"
     assert answer.headers["x-mmserve-model"] == "first@1"
     assert kept.replica == more.replica
     assert [(one.replica, one.outcome) for one in kept.attempts] == [(race.first.replica, "hedged")]
+    assert (loser.served_id, loser.prompt_tokens, loser.cost_nano) == ("first@1", 3, 3000)
 
 
 def on_first(share: float) -> RoutingTable:
