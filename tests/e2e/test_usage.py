@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
@@ -46,6 +48,30 @@ def test_an_answers_cost_is_its_tokens_and_is_rolled_up_to_the_last_nano_dollar(
     assert cost == (usage["prompt_tokens"] * 10 + usage["completion_tokens"] * 20) / Decimal(10**6)
     wait_until(lambda: spent(priced) > before, 30, "the answer is rolled up")
     assert (spent(priced) - before) % cost == 0  # the fixture's own answers may have come late
+
+
+def test_those_who_run_together_share_the_device_hour(platform: Platform) -> None:
+    http = platform.http
+    rows = http.get("/v1/registry/versions").json()["results"]
+    row = next(one for one in rows if one["served_id"].startswith("gemma-3-270m@"))
+    path = f"/v1/registry/versions/{row['id']}"
+    body = {"model": "gemma-3-270m", "prompt": "One, two,", "max_tokens": 16}
+
+    def cost(_: int = 0) -> Decimal:
+        return Decimal(http.post("/v1/completions", json=body).headers.get("x-mmserve-cost-usd", "0"))
+
+    # A dollar a second, so that what four pay together is what the engine worked: no more than has passed.
+    assert http.patch(path, json={"price_device_hour": "3600"}).status_code == 200
+    try:
+        wait_until(lambda: cost() > 0, 30, "the price is live")
+        begun = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            costs = list(pool.map(cost, range(4)))
+        passed = Decimal(time.monotonic() - begun)
+    finally:
+        http.patch(path, json={"price_device_hour": None})
+    assert min(costs) > 0
+    assert sum(costs) < passed
 
 
 def test_a_decision_is_found_by_the_id_in_the_header(priced: Platform) -> None:

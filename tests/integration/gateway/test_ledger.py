@@ -24,7 +24,7 @@ from inference.gateway.config import GatewayConfig
 from inference.gateway.ledger import Reservation
 from inference.gateway.redis_batch import RedisBatch
 from inference.gateway.tasks import cancel_all
-from inference.protocol import GenerateRequest, Sampling
+from inference.protocol import DELTA, DONE, GenerateRequest, Sampling
 from routing.core.cost import (
     HELD_KEY,
     LEDGERS_KEY,
@@ -38,7 +38,7 @@ from routing.core.cost import (
 from routing.core.records import USAGE_STREAM, Spent, UsageRecord
 from routing.core.table import DeploymentEntry, Limits, RoutingTable
 from tests.integration.gateway.conftest import KEY, Gateway, heard
-from tests.integration.gateway.fake_engine import FakeEngine, failing, words
+from tests.integration.gateway.fake_engine import FakeEngine, failing, usage, words
 from tests.integration.gateway.test_redis_restart import own_redis
 from tests.integration.gateway.waiting import until
 
@@ -345,6 +345,29 @@ async def test_the_answer_says_what_it_cost_and_the_budget_is_charged_with_that(
     assert response.headers["x-mmserve-cost-usd"] == "0.000007"
     assert found["cost_nano"] == COST_NANO == charged["spent_nano"]
     assert charged["held_nano"] == 0
+
+
+async def test_the_device_hour_is_paid_by_the_share_of_it_that_the_engine_tells(open_gateway):
+    async def half_a_second(
+        engine: FakeEngine, job_id: str, request: GenerateRequest
+    ) -> AsyncIterator[list[Any]]:
+        yield [DELTA, 0, "Hi", [1], None, "stop", None]
+        yield [DONE, {**usage(3, 1), "engine_s": 0.5}]
+
+    entry = budget(10**12)
+    async with open_gateway() as gateway, FakeEngine(gateway.redis_url, gateway.layer, script=half_a_second):
+        # A cent a second.
+        await with_table(gateway, entry, prices=Prices.of(per_device_hour=Decimal(36)))
+        response = await gateway.client.post("/v1/completions", BODY)
+        await until(lambda: records(gateway.redis_url))
+        charged = ledger(gateway.redis_url, entry)
+        gateway.table = budgeted(gateway, budget(10), prices=Prices.of(per_device_hour=Decimal(36)))
+        gateway.table = dataclasses.replace(gateway.table, revision=3)
+        await gateway.runtime.table.look()
+        refused = await gateway.client.post("/v1/completions", BODY)
+    assert response.headers["x-mmserve-cost-usd"] == "0.005"
+    assert (charged["spent_nano"], charged["held_nano"]) == (5_000_000, 0)
+    assert refused.status == 429
 
 
 async def test_a_stream_names_the_most_it_may_cost_and_its_usage_the_final_cost(open_gateway):
