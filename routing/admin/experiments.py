@@ -275,7 +275,7 @@ class ExperimentPage(ActionAdmin):
             object_id,
             lambda row, *, winner="", **why: actions.conclude_experiment(row, winner=winner or None, **why),
             title="Conclude {row}?",
-            explanation="It ends; nothing moves until a winner is shipped.",
+            explanation=f"It ends; nothing moves until a winner is shipped. {self._words(object_id)}",
             button="Conclude",
             done="{row} is concluded.",
             form_class=self._with_arms(WinnerForm, object_id),
@@ -289,7 +289,7 @@ class ExperimentPage(ActionAdmin):
             object_id,
             lambda row, *, alias="", **why: actions.ship_experiment(row, alias=alias or None, **why),
             title="Ship the winner of {row}?",
-            explanation="The alias moves to the winner's version, and the experiment ends.",
+            explanation=f"The alias moves to the winner's version, and the experiment ends. {self._words(object_id)}",
             button="Ship winner",
             done="{row} is shipped.",
             form_class=self._with_arms(ShipForm, object_id),
@@ -300,6 +300,11 @@ class ExperimentPage(ActionAdmin):
         arms = Arm.objects.filter(experiment=object_id).values_list("name", "served_id")
         choices = tuple((name, f"{name} ({served_id})") for name, served_id in arms)
         return type(form_class.__name__, (form_class,), {"arms": choices})
+
+    def _words(self, object_id: Any) -> str:
+        """What is known so far, for who is about to end it."""
+        row = Experiment.objects.filter(pk=object_id).first()
+        return f"What is known: {report_of(row).words}" if row is not None else ""
 
     def _leader(self, object_id: Any) -> dict[str, Any]:
         row = Experiment.objects.select_related("winner").filter(pk=object_id).first()

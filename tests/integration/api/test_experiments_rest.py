@@ -445,6 +445,7 @@ def test_the_buttons_act_and_ask_why(browser: Client, draft: Experiment, version
     draft.refresh_from_db()
     assert draft.state == State.RAMPING
     ship = next(link for link in _links(browser.get(url).content.decode()) if "ship" in link)
+    assert "What is known: Too early" in browser.get(ship).content.decode()
     assert browser.post(ship, {"confirmed": "yes", "winner": "new", "reason": ""}).status_code == 302
     assert versions[0].model.aliases.get(is_default=True).version == versions[1]
 
