@@ -151,7 +151,8 @@ def ramp_experiment(
     arms = list(row.arms.all())
     steps = exposures(row, arms)
     before = row.exposure
-    row.ramp_step = min(row.ramp_step + 1, len(steps) - 1)
+    # Not just the next one: other shares than at the last step may have made it smaller than what there is.
+    row.ramp_step = next(place for place, step in enumerate(steps) if step > before)
     row.exposure = steps[row.ramp_step]
     row.step_at = timezone.now()
     row.deal = _deal(row, arms)

@@ -186,6 +186,18 @@ def test_a_new_share_moves_the_fewest_units_and_measures_anew(draft: Experiment)
     assert sum(one.requests for one in report_of(draft).arms) == 200
 
 
+def test_a_ramp_never_shrinks_when_the_shares_have_changed_in_between(draft: Experiment) -> None:
+    actions.update_experiment(draft, actor="tests", ramp=[10, 15, 20])
+    actions.start_experiment(draft, actor="tests")
+    assert draft.exposure == pytest.approx(0.2)
+    actions.change_shares(draft, {"control": 10, "new": 90}, actor="tests")
+    exposed = [draft.exposure]
+    while draft.state == State.RAMPING:
+        actions.ramp_experiment(draft, actor="tests")
+        exposed.append(draft.exposure)
+    assert exposed == pytest.approx([0.2, 20 / 90, 1.0])
+
+
 def test_a_paused_experiment_assigns_nobody_and_goes_on_with_the_same_arms(draft: Experiment) -> None:
     actions.start_experiment(draft, actor="tests")
     for _ in range(4):
