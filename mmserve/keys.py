@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -130,6 +131,12 @@ class CachedAuthenticator:
         if grant.expires_at is not None and grant.expires_at <= timezone.now().timestamp():
             raise AuthenticationFailed(EXPIRED)
         return grant
+
+    def remembered(self, raw_key: str) -> KeyGrant | None:
+        """The grant of a key that is good right now, if it is remembered."""
+        grant = self._grants.get(hash_token(raw_key)) if looks_like_a_key(raw_key) else None
+        expired = grant is not None and (grant.expires_at or math.inf) <= timezone.now().timestamp()
+        return None if expired else grant
 
     async def refresh(self, new_revision: int) -> None:
         """Forget unknown keys, ask for the known ones anew; DatabaseError leaves them for the next try."""

@@ -93,15 +93,22 @@ class Admission:
         self._wake = Script("wake")
         self._withdraw = Script("withdraw")
         self._whereabouts = Script("whereabouts")
-        self._fullness = Fullness()
+        self.fullness = Fullness()
 
     def refuse_if_full(
         self, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float, now: float
     ) -> None:
         """Refused without a round trip, where this process knows that there is no place; ``now`` is monotonic."""
-        waiting = self._fullness.full(deployment.id, _bound(deployment, hold), now)
-        if waiting is not None:
-            raise Refused(_full(waiting, deployment, hold, drain_per_s), NO_RATES)
+        error = self.full(deployment, hold, drain_per_s, now)
+        if error is not None:
+            raise Refused(error, NO_RATES)
+
+    def full(
+        self, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float, now: float
+    ) -> QueueFull | None:
+        """The refusal of one more, where this process knows that there is no place for it."""
+        waiting = self.fullness.full(deployment.id, _bound(deployment, hold), now)
+        return None if waiting is None else _full(waiting, deployment, hold, drain_per_s)
 
     async def admit(
         self,
@@ -162,7 +169,7 @@ class Admission:
         if budgets:
             keys += (LEDGERS_KEY, HELD_KEY)
         waiting: int | None = None
-        self._fullness.ask(deployment.id)
+        self.fullness.ask(deployment.id)
         member = reservation.member if budgets and reservation is not None else ""
         if member:
             self.ledgers.asked.add(member)
@@ -173,7 +180,7 @@ class Admission:
                 answer = await self._fast.call(self._admit, keys, args)
             waiting = answer[6] + (answer[0] == b"ok")
         finally:
-            self._fullness.answered(deployment.id, waiting, time.monotonic())
+            self.fullness.answered(deployment.id, waiting, time.monotonic())
             if member:
                 self.ledgers.asked.discard(member)
         verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
@@ -287,7 +294,7 @@ class Admission:
         """Take a waiting job back; False when an engine has it already."""
         taken = bool(await self._fast.call(self._withdraw, [queue_key(queue), job_key(job_id)], [job_id]))
         if taken:
-            self._fullness.left(deployment)
+            self.fullness.left(deployment)
         return taken
 
     async def whereabouts(self, job_id: str, queue: str) -> tuple[bool, str, str]:

@@ -34,6 +34,10 @@ class Authenticator(Protocol):
 
     async def authenticate(self, raw_key: str) -> KeyGrant: ...
 
+    def remembered(self, raw_key: str) -> KeyGrant | None:
+        """The grant of a key that is good right now, if that is known without asking."""
+        ...
+
     async def refresh(self, new_revision: int) -> None:
         """The configuration changed: what is remembered of keys may be wrong now."""
         ...

@@ -1,5 +1,5 @@
-"""What daphne lacks at the wire: room for many who come at once, push-back on slow readers, a bound on bodies, JSON in
-place of HTML errors.
+"""What daphne lacks at the wire: a line for many who come at once, push-back on slow readers, a bound on bodies,
+JSON in place of HTML errors.
 
 daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing
 of a client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock
@@ -12,6 +12,7 @@ import asyncio
 import gc
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import daphne.server
@@ -19,9 +20,11 @@ from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer, reactor
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.tcp import Connection as TcpConnection
 from twisted.web.http import HTTPChannel
 
 from inference.gateway.chunks import encode
+from inference.gateway.door import Door, Waiting
 from inference.gateway.runtime import GatewayRuntime
 from mmserve.errors import InvalidRequest, MmserveError, PayloadTooLarge, Unavailable
 
@@ -204,6 +207,56 @@ def raw_response(status: bytes, error: MmserveError) -> bytes:
     )
 
 
+class Connection:
+    """A connection as the door sees it."""
+
+    __slots__ = ("_channel", "waiting")
+
+    def __init__(self, channel: HTTPChannel) -> None:
+        self._channel = channel
+        self.waiting: Waiting | None = None  # its place in the line
+
+    def take_up(self, data: bytes) -> None:
+        self.waiting = None
+        _stock_data_received(self._channel, data)
+
+    def tell(self, answer: bytes) -> None:
+        self._channel.resetTimeout()
+        transport = self._channel.transport
+        if isinstance(transport, TcpConnection) and not unsent_bytes(transport):
+            # At once, rather than when the reactor has seen that the socket can be written to.
+            sent = transport.writeSomeData(answer)
+            if not isinstance(sent, int):
+                transport.loseConnection()
+                return
+            answer = answer[sent:]
+        if answer:
+            transport.write(answer)
+
+    def is_gone(self) -> bool:
+        return bool(getattr(self._channel.transport, "disconnected", False))
+
+
+_stock_data_received = HTTPChannel.dataReceived
+
+
+def data_received_by(door: Door) -> Callable[[HTTPChannel, bytes], None]:
+    """HTTPChannel's ``dataReceived``, which lets the door see requests as they begin."""
+
+    def data_received(channel: HTTPChannel, data: bytes) -> None:
+        connection: Connection | None = getattr(channel, "_connection", None)
+        if connection is None:
+            connection = channel._connection = Connection(channel)
+        if connection.waiting is not None:
+            door.more(connection.waiting, data)
+        elif channel.line_mode and not channel.requests and not channel._buffer:
+            connection.waiting = door.came(connection, data)
+        else:
+            _stock_data_received(channel, data)
+
+    return data_received
+
+
 def set_aside_what_stays() -> None:
     """Spare the garbage collector what was imported: all answers would wait while it looks through Django's heap."""
     gc.collect()
@@ -233,5 +286,6 @@ def install(runtime: GatewayRuntime) -> None:
     daphne.server.HTTPFactory = BoundedFactory
     daphne.server.serverFromString = listen
     daphne.server.WebSocketFactory.protocol = BoundedSocket
+    HTTPChannel.dataReceived = data_received_by(Door(runtime))
     HTTPChannel.lineLengthExceeded = line_too_long
     HTTPChannel._respondToBadRequestAndDisconnect = bad_request

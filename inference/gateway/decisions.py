@@ -31,6 +31,13 @@ class DecisionLog:
 
     def wants(self, outcome: str, fallbacks: int = 0) -> bool:
         """Whether this one is kept; a True takes a place."""
+        if not self.has_place(outcome, fallbacks):
+            return False
+        self._places[outcome == COMPLETED and not fallbacks] -= 1
+        return True
+
+    def has_place(self, outcome: str, fallbacks: int = 0) -> bool:
+        """Whether the next one of this kind would be kept."""
         if self._per_s <= 0:
             return False
         now = time.monotonic()
@@ -39,11 +46,7 @@ class DecisionLog:
             for kind, places in self._places.items():
                 self._places[kind] = min(self._per_s * BURST_S, places + more)
             self._filled_at = now
-        smooth = outcome == COMPLETED and not fallbacks
-        if self._places[smooth] < 1:
-            return False
-        self._places[smooth] -= 1
-        return True
+        return self._places[outcome == COMPLETED and not fallbacks] >= 1
 
 
 def decision_record(

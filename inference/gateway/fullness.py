@@ -12,7 +12,7 @@ TRUST_S = 0.02
 class _Queue:
     waiting: int = 0  # as Redis last said
     told_at: float = float("-inf")
-    asked: int = 0  # admissions under way
+    asked: int = 0  # admissions under way, and those that stand in line for them
 
 
 class Fullness:
@@ -24,7 +24,7 @@ class Fullness:
     def full(self, deployment: str, bound: int, now: float) -> int | None:
         """How many wait, if one more would certainly be refused; None: ask Redis.
 
-        Those that this process is asking Redis to admit at this moment count as waiting.
+        Those that this process is asking Redis to admit at this moment, or is going to, count as waiting.
         """
         queue = self._queues.get(deployment)
         if queue is None:
@@ -35,10 +35,14 @@ class Fullness:
 
     def ask(self, deployment: str) -> None:
         """Redis is being asked to admit one."""
+        self.lined_up(deployment, 1)
+
+    def lined_up(self, deployment: str, change: int) -> None:
+        """So many more (or fewer) are going to ask."""
         queue = self._queues.get(deployment)
         if queue is None:
             queue = self._queues[deployment] = _Queue()
-        queue.asked += 1
+        queue.asked += change
 
     def answered(self, deployment: str, waiting: int | None, now: float) -> None:
         """Redis said how many wait now; None: it did not answer."""

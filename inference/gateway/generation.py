@@ -325,8 +325,7 @@ class Generator:
         return generation
 
     def _refuse_if_full(self, deployment: DeploymentEntry, hold: Hold | None) -> None:
-        load = self._live.loads.get(deployment.id)
-        drain_per_s = load.jobs_per_s if load else 0.0
+        drain_per_s = self._live.drain_per_s(deployment.id)
         self._admission.refuse_if_full(deployment, hold, drain_per_s, time.monotonic())
 
     def next_link(self, generation: Generation, error: MmserveError) -> Link | None:
@@ -384,7 +383,7 @@ class Generator:
                 grant=grant,
                 deployment=deployment,
                 reserved_tokens=0 if replaces else plan.reserved_tokens,
-                drain_per_s=load.jobs_per_s if load else 0.0,
+                drain_per_s=self._live.drain_per_s(deployment.id),
                 now=time.time(),
                 replaces=replaces,
                 hold=hold,
@@ -576,6 +575,48 @@ class Generator:
         if self._log.wants(code):
             written = decision_record(grant, plan.endpoint, facts, decision, record)
             self._admission.note(decision_id=decision.id, decision=written)
+
+    def keeps(self, error: MmserveError) -> bool:
+        """Whether the decision of a request that ends with this error would be written down."""
+        return self._log.has_place(error.error_code or "error")
+
+    def turned_away(self, plan: Plan, grant: KeyGrant, error: MmserveError) -> str:
+        """Note a request that was refused before anything was made for it; the id of its decision."""
+        facts = facts_of(plan, new_id(), grant, self._table())
+        decision = self._decide(facts)
+        self._note_refusal(plan, grant, facts, decision, error)
+        return decision.id
+
+    def turned_away_unread(
+        self,
+        grant: KeyGrant,
+        error: MmserveError,
+        *,
+        model: str,
+        route: str,
+        served_id: str,
+        endpoint: str,
+        times: int,
+    ) -> None:
+        """Count requests of one kind that were refused without a decision that is kept."""
+        self.refusals.count(
+            UsageRecord(
+                request_id=new_id(),
+                key=grant.id,
+                team=grant.team,
+                model=model,
+                route=route,
+                served_id=served_id,
+                deployment="",
+                endpoint=endpoint,
+                outcome=error.error_code or "error",
+                status=error.status,
+                at=time.time(),
+                stream=False,
+                count=times,
+                attempts=0,
+            )
+        )
 
     def flush_refusals(self) -> None:
         """Write down what was refused since the last time."""

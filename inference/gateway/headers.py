@@ -16,7 +16,7 @@ Headers = list[Header]
 
 SESSION_HEADER = b"x-mmserve-session"
 MAX_SESSION_CHARS = 200
-_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 def header(headers: Iterable[Header], name: bytes) -> bytes | None:
@@ -30,7 +30,7 @@ def header(headers: Iterable[Header], name: bytes) -> bytes | None:
 def request_id_of(headers: Iterable[Header]) -> bytes | None:
     """The caller's ``x-request-id``, when it is sane."""
     given = header(headers, b"x-request-id")
-    return given if given is not None and _SANE_ID.fullmatch(given) else None
+    return given if given is not None and SANE_ID.fullmatch(given) else None
 
 
 def note_caller(plan: Plan, headers: Iterable[Header]) -> None:

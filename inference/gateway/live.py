@@ -54,6 +54,11 @@ class LiveState:
         """The load of each deployment that has a replica which is heard of."""
         return self._loads
 
+    def drain_per_s(self, deployment: str) -> float:
+        """How many jobs a second its replicas finish; 0 while that is not known."""
+        load = self._loads.get(deployment)
+        return load.jobs_per_s if load else 0.0
+
     def columns(self, table: RoutingTable) -> LiveColumns:
         """The same as the core's columns; a new table takes over what was known under the one before."""
         known = self._columns

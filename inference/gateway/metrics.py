@@ -61,9 +61,9 @@ def _timers(model: str) -> tuple[Histogram, Histogram, Histogram]:
     return _ttft.labels(model), _tpot.labels(model), _e2e.labels(model)
 
 
-def count(endpoint: str, status: int, served_id: str = "") -> None:
-    """One answered request; only served ids become labels, never what a client made up."""
-    _request_counter(endpoint, status, served_id).inc()
+def count(endpoint: str, status: int, served_id: str = "", times: int = 1) -> None:
+    """Answered requests; only served ids become labels, never what a client made up."""
+    _request_counter(endpoint, status, served_id).inc(times)
 
 
 def breaker(deployment: str, state: State) -> None:

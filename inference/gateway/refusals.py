@@ -15,11 +15,11 @@ class Refusals:
         self._records: dict[Kind, UsageRecord] = {}
 
     def count(self, record: UsageRecord) -> None:
-        """One more of its kind; beyond MAX_KINDS in one interval, only of a kind that is known."""
+        """So many more of its kind; beyond MAX_KINDS in one interval, only of a kind that is known."""
         kind = (record.key, record.route, record.served_id, record.outcome, record.status)
         known = self._records.get(kind)
         if known is not None:
-            known.count += 1
+            known.count += record.count
         elif len(self._records) < MAX_KINDS:
             self._records[kind] = record
 

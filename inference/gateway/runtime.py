@@ -96,7 +96,7 @@ class GatewayRuntime:
 
     async def ready(self) -> Generator:
         """The generator, once replies are heard and the table is known; Unavailable if that takes long."""
-        if not (self._connected.is_set() and self.table.loaded.is_set()):
+        if not self.is_ready:
             try:
                 async with asyncio.timeout(START_WAIT_S):
                     await self._connected.wait()
@@ -106,6 +106,11 @@ class GatewayRuntime:
                     f"The gateway is starting: {self.not_ready_why()}.", retry_after_s=1.0
                 ) from None
         return self.generator
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether replies are heard and the table is known."""
+        return bool(self._tasks) and self._connected.is_set() and self.table.loaded.is_set()
 
     def not_ready_why(self) -> str:
         """What is still missing, in words."""

@@ -271,6 +271,10 @@ class Experiments:
         line = self._mirrors.get(target)
         return None if line is None else line.first(subject)
 
+    def split(self, target: str) -> bool:
+        """Whether requests for this may be assigned to an arm."""
+        return target in self._split
+
     def assign(self, target: str, subject: Subject | RequestFacts) -> Assignment | None:
         """The experiment and arm of this request, if any: a request is in one experiment at most.
 

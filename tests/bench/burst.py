@@ -17,6 +17,7 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 CONNECTING_AT_ONCE = 100
+READ_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ async def _fire(url: str, request: bytes, count: int, *, within_s: float, deadli
             if ahead_s > 0:
                 await asyncio.sleep(ahead_s)
             connection.ask(request)
+            if number % READ_EVERY == 0:
+                await asyncio.sleep(0)  # an answer that came is not to wait for the last request
         async with asyncio.timeout(deadline_s):
             return list(await asyncio.gather(*(connection.done for connection in connections)))
     except TimeoutError as late:

@@ -40,6 +40,9 @@ class FakeKeys:
         except KeyError:
             raise AuthenticationFailed("This is not an access key of this server.") from None
 
+    def remembered(self, raw_key: str) -> KeyGrant | None:
+        return self.grants.get(raw_key)
+
     async def refresh(self, new_revision: int) -> None:
         self.refreshed.append(new_revision)
 
