@@ -10,6 +10,7 @@ or is in an experiment, or is not known yet, goes the usual way.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -31,6 +32,9 @@ from routing.core.table import DeploymentEntry
 
 # Taken up in one turn of the event loop: what a refusal may have to wait for.
 AT_ONCE = 4
+# Who came since the last turn: from so many on, only one is taken up, and none until so long after the last one.
+POURING = 20
+PATIENCE_S = 0.005
 # For how long is believed which queue a key's requests for a model go to, and what its refusal says.
 BELIEVED_S = 0.02
 MAX_KNOWN = 1000
@@ -84,10 +88,15 @@ class Door:
         self._clock = clock
         self._line: deque[Waiting] = deque()
         self._line_bytes = 0
+        self._came = 0  # since the last turn
         self._taken = 0
+        self._took_up_at = float("-inf")
         self._turning = False
         self._places: dict[tuple[str, str], _Place | None] = {}
         self._looked_at = float("-inf")
+        # Ids for thousands at once: a random one each would take a third of a refusal's time.
+        self._ids = new_id()[:16].encode()
+        self._numbers = itertools.count()
 
     def came(self, caller: Caller, data: bytes) -> Waiting | None:
         """The first bytes of a request: taken up, refused, or in line, which is returned."""
@@ -95,6 +104,7 @@ class Door:
             caller.take_up(data)
             return None
         self._turn_later()
+        self._came += 1
         if not self._line and self._taken < AT_ONCE:
             self._taken += 1
             caller.take_up(data)
@@ -132,9 +142,12 @@ class Door:
     def _turn(self) -> None:
         """Once in a turn of the event loop, while somebody comes or stands in line."""
         self._turning = False
-        self._taken = 0
         self._report()
-        while self._line and self._taken < AT_ONCE:
+        most = AT_ONCE
+        if self._came >= POURING:  # to tell them comes first
+            most = 1 if self._clock() - self._took_up_at > PATIENCE_S else 0
+        self._came = self._taken = 0
+        while self._line and self._taken < most:
             waiting = self._line.popleft()
             if not waiting.taken:
                 self._taken += not waiting.caller.is_gone()
@@ -148,6 +161,7 @@ class Door:
         if waiting.deployment is not None:
             self._runtime.admission.fullness.lined_up(waiting.deployment, -1)
         if not waiting.caller.is_gone():
+            self._took_up_at = self._clock()
             waiting.caller.take_up(waiting.data)
 
     def _place_of(self, seen: Glimpse) -> _Place | None:
@@ -201,7 +215,7 @@ class Door:
                 return None
             decision_id = generator.turned_away(plan, place.grant, place.error).encode()
         else:
-            decision_id = new_id().encode()
+            decision_id = b"%s%08x" % (self._ids, next(self._numbers))
             place.refused[seen.endpoint] += 1
         return b"%sx-request-id: %s\r\nx-mmserve-decision: %s\r\n\r\n%s" % (
             place.head,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inference.gateway import door as module
-from inference.gateway.door import AT_ONCE, Door
+from inference.gateway.door import AT_ONCE, PATIENCE_S, POURING, Door
 
 ASK = b'POST /v1/completions HTTP/1.1\r\nauthorization: Bearer k\r\ncontent-length: 13\r\n\r\n{"model":"a"}'
 
@@ -58,6 +58,20 @@ async def test_a_few_are_taken_up_in_each_turn_in_the_order_in_which_they_came(d
     door.came(Caller(99, taken), ASK)
     await turns(2)
     assert [name for name, _ in taken] == [*range(2 * AT_ONCE + 1), 99]
+
+
+async def test_while_they_pour_in_to_look_at_them_comes_first(taken):
+    now = 0.0
+    runtime: Any = SimpleNamespace(is_ready=False)
+    door = Door(runtime, clock=lambda: now)
+    for expected in (AT_ONCE + 1, AT_ONCE + 1, AT_ONCE + 2):
+        for name in range(POURING):
+            door.came(Caller(name, taken), ASK)
+        await turns(1)
+        assert len(taken) == expected
+        now += 0.6 * PATIENCE_S
+    await turns(1)
+    assert len(taken) == 2 * AT_ONCE + 2
 
 
 async def test_what_is_no_whole_request_for_a_completion_does_not_wait(door, taken):
