@@ -17,9 +17,10 @@ from routing.core.statistics.metrics import METRICS, Metric
 from routing.experiments.plan import plan_of
 from routing.experiments.report import GuardrailReport, Report, intervals, report_of
 from routing.experiments.watch import step_is_due, waits_for
-from routing.models.experiments import LIVE, OPEN, Experiment, Kind, State
+from routing.models.experiments import LIVE, OPEN, Arm, Experiment, Exposure, Kind, State
 
 TIMELINE_EVENTS = 30
+LATEST = 1000  # requests that are looked at for fallbacks
 MAX_ASKED = 1e9
 STATE_LABELS = {
     "draft": "default",
@@ -114,6 +115,7 @@ def panel_of(row: Experiment, given: Mapping[str, str] | None = None) -> dict[st
         "words": row.state_reason if row.state == State.ROLLED_BACK else report.words,
         "state": row.state,
         "state_label": STATE_LABELS[row.state],
+        "strange": _strange(row, arms),
         "mismatch": report.mismatch.broken,
         "mismatch_p": f"{report.mismatch.p:.1g}",
         "state_words": row.state.replace("_", " "),
@@ -160,6 +162,30 @@ def in_unit(metric: Metric, value: float | None) -> str:
     return f"{value:,.1f}"
 
 
+def _strange(row: Experiment, arms: list[Arm]) -> str:
+    """What the target means by now, where that is no arm: who is not in the experiment is served by it."""
+    if row.state not in OPEN or row.alias is None:
+        return ""
+    means = row.alias.version.served_id
+    if means in {arm.served_id for arm in arms}:
+        return ""
+    return f"{row.alias} means {means} now, which is no arm: it is what everybody outside of the experiment gets."
+
+
+def _strayed(row: Experiment) -> dict[str, float]:
+    """The part of each arm's latest requests that another version served: a fallback stays in its arm."""
+    found = Exposure.objects.filter(experiment=row, phase=row.phase).order_by("-at")
+    served: dict[str, list[str]] = {}
+    for arm, served_id in found.values_list("arm", "served_id")[:LATEST]:
+        served.setdefault(arm, []).append(served_id)
+    own = {arm.name: arm.served_id for arm in row.arms.all()}
+    return {
+        name: sum(one not in ("", own[name]) for one in ids) / len(ids)
+        for name, ids in served.items()
+        if name in own
+    }
+
+
 def _part(step: float) -> str:
     """``2%``, ``2.5%``, ``100%``"""
     return f"{100 * step:.3g}%"
@@ -188,7 +214,7 @@ def _event(event: Event) -> dict[str, Any]:
 
 
 def _arm_rows(report: Report) -> list[dict[str, Any]]:
-    rows = []
+    rows, strayed = [], _strayed(report.experiment)
     for one, value, low, high in intervals(report, report.primary):
         chance = report.comparisons.get(one.arm.name, {}).get(report.primary.name)
         rows.append(
@@ -196,6 +222,7 @@ def _arm_rows(report: Report) -> list[dict[str, Any]]:
                 "name": one.arm.name,
                 "control": one.arm.is_control,
                 "version": one.arm.served_id,
+                "strayed": f"{strayed[one.arm.name]:.0%}" if strayed.get(one.arm.name) else "",
                 "share": f"{one.share:.0%}",
                 "requests": one.requests,
                 "units": one.units,

@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 
 from mmserve.errors import Conflict
 from mmserve.models import AccessKey
+from registry.actions import promote
 from routing.actions import experiments as actions
 from routing.core.records import UsageRecord, shadow_key
 from routing.core.statistics import metrics as m
@@ -25,6 +26,7 @@ from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, sett
 from routing.experiments.watch import ExperimentWatch
 from routing.models.experiments import ArmTotals, Experiment, Feedback, State
 from routing.models.usage import UsageHour
+from tests.integration.api.conftest import make_ready
 from tests.integration.api.test_experiments import REQUESTS, assignment, draft, kinds, traffic, versions
 
 __all__ = ["draft", "versions"]  # fixtures
@@ -391,6 +393,23 @@ def test_a_shadows_page_says_what_of_its_budget_is_spent(
     client.close()
     page = browser.get(f"/admin/routing/experiment/{draft.pk}/change/").content.decode()
     assert "1,234 of 20,000 tokens are used today (UTC)." in page
+
+
+def test_the_page_says_how_much_of_an_arm_another_version_served_and_what_the_target_means_meanwhile(
+    browser: Client, draft: Experiment, versions: Any, source: str
+) -> None:
+    running(draft)
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    records = [one for one in traffic(100) if one.assignments["faster"] == "new"]
+    for record in records[: len(records) // 2]:
+        record.served_id = "acme/echo@1"
+    settle(records)
+    page = browser.get(url).content.decode()
+    assert f"{len(records) // 2 / len(records):.0%} served by another" in page
+    assert 'id="strange"' not in page
+    promote(make_ready(versions[0].model, "3", source), actor="tests")
+    page = browser.get(url).content.decode()
+    assert "acme/echo@production means acme/echo@3 now, which is no arm" in page
 
 
 def test_an_experiment_that_was_concluded_says_who_won_and_what_is_left_to_do(
