@@ -174,6 +174,8 @@ def _strange(row: Experiment, arms: list[Arm]) -> str:
 
 def _strayed(row: Experiment) -> dict[str, float]:
     """The part of each arm's latest requests that another version served: a fallback stays in its arm."""
+    if row.kind == Kind.SHADOW:
+        return {}  # its control is whoever is copied
     found = Exposure.objects.filter(experiment=row, phase=row.phase).order_by("-at")
     served: dict[str, list[str]] = {}
     for arm, served_id in found.values_list("arm", "served_id")[:LATEST]:
