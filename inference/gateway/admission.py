@@ -21,7 +21,6 @@ from inference.gateway.ledger import (
     Reservation,
     SpendSource,
     nothing_spent,
-    payers,
     settlement,
 )
 from inference.gateway.redis_batch import RedisBatch, Script
@@ -29,7 +28,7 @@ from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
 from inference.gateway.usage import USAGE_STREAM, UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
-from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Period, in_usd
+from routing.core.cost import HELD_KEY, LEDGERS_KEY, NOBODY_PAYS, BudgetEntry, Period, in_usd
 from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
 
@@ -129,7 +128,7 @@ class Admission:
 
         ``hold``: nothing is up that would run it now. ``prefers``: the replica that may take it first.
         """
-        budgets = reservation.budgets if reservation else ()
+        budgets = reservation.budgets if reservation else NOBODY_PAYS
         queue = queue_name(deployment.id, request.priority)
         fields = job_fields(
             request,
@@ -140,7 +139,7 @@ class Admission:
             result_ttl_s=self._config.result_ttl_s,
             failure_ttl_s=self._config.failure_ttl_s,
         )
-        keys = [
+        keys: list[Any] = [
             rate_key(grant.id),
             lease_key(grant.id),
             job_key(job_id),
@@ -161,7 +160,7 @@ class Admission:
             replaces,
             grant.id,
             reservation.nano if reservation else 0,
-            payers(budgets, now),
+            budgets.told(now) if budgets else b"",
             prefers,
             self._config.affinity_wait_s,
             *fields,
@@ -251,7 +250,7 @@ class Admission:
 
     def _post_settlement(
         self,
-        keys: list[str],
+        keys: list[Any],
         args: list[Any],
         *,
         record: bytes,

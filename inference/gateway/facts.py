@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from inference.gateway.auth import KeyGrant
@@ -42,6 +43,14 @@ def facts_of(plan: Plan, decision_id: str, grant: KeyGrant, table: RoutingTable)
         wishes=plan.wishes,
         allowed=grant.allowed_models,
         key=grant.id,
-        traits=traits_of(text_of(plan)) if slate.policy is Policy.BALANCED else None,
+        traits=traits_of(text_of(plan)) if slate.judged is not None else None,
         **units,
     )
+
+
+def with_traits(facts: RequestFacts, plan: Plan, table: RoutingTable) -> RequestFacts:
+    """The facts as a decision is kept: with what a scorer can learn from, though none has judged by it yet."""
+    slate = table.known_slate(plan.model)
+    if facts.traits is not None or slate is None or slate.policy is not Policy.BALANCED:
+        return facts
+    return replace(facts, traits=traits_of(text_of(plan)))

@@ -17,7 +17,7 @@ from inference.gateway.config import GatewayConfig
 from inference.gateway.controls import Controls
 from inference.gateway.decisions import DecisionLog, decision_record
 from inference.gateway.experience import Experience
-from inference.gateway.facts import facts_of
+from inference.gateway.facts import facts_of, with_traits
 from inference.gateway.fallback import Mover, cause_of, exhausted, stay
 from inference.gateway.flight import Flight
 from inference.gateway.holding import Hold, class_of, deadline_s_of, hold_of
@@ -517,7 +517,7 @@ class Generator:
             written = decision_record(
                 flight.grant,
                 plan.endpoint,
-                generation.facts,
+                with_traits(generation.facts, plan, generation.table),
                 generation.decision,
                 record,
                 attempts=generation.attempts,
@@ -541,9 +541,10 @@ class Generator:
         budgets = self._table().budgets_of(
             key=flight.grant.id, team=flight.grant.team, route=generation.route
         )
-        return (
-            [*flight.reservations, Reservation(flight.job_id, 0, budgets)] if budgets else flight.reservations
-        )
+        held = flight.reservations
+        if not budgets or (held and all(one.budgets is budgets for one in held)):
+            return held
+        return [*held, Reservation(flight.job_id, 0, budgets)]
 
     def _note_refusal(
         self, plan: Plan, grant: KeyGrant, facts: RequestFacts, decision: Decision, error: MmserveError
@@ -573,6 +574,7 @@ class Generator:
         else:
             self.refusals.count(record)
         if self._log.wants(code):
+            facts = with_traits(facts, plan, self._table())
             written = decision_record(grant, plan.endpoint, facts, decision, record)
             self._admission.note(decision_id=decision.id, decision=written)
 

@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from inference.gateway.redis_batch import RedisBatch, Script
 from mmserve.errors import Unavailable
-from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, period_label, period_start
+from routing.core.cost import (
+    HELD_KEY,
+    LEDGERS_KEY,
+    NOBODY_PAYS,
+    BudgetEntry,
+    Payers,
+    period_label,
+    period_start,
+)
 from routing.core.records import USAGE_STREAM, Spent
 
 SOURCE_TIMEOUT_S = 5.0
@@ -31,12 +38,12 @@ class Reservation(NamedTuple):
 
     job_id: str
     nano: int
-    budgets: tuple[BudgetEntry, ...]
+    budgets: Payers
 
     @property
     def member(self) -> str:
         """Its place in the zset of what is held."""
-        return f"{self.job_id}|{self.nano}|{_places(self.budgets)}"
+        return f"{self.job_id}|{self.nano}|{self.budgets.places}"
 
 
 async def nothing_spent(budget: BudgetEntry, now: float) -> Spent:
@@ -124,31 +131,13 @@ class BudgetsLeft:
         return found
 
 
-def payers(budgets: tuple[BudgetEntry, ...], now: float) -> str:
-    """What the scripts are told of the budgets that pay: "place period limit …"."""
-    return _payers(budgets, int(now // 60)) if budgets else ""
-
-
-@lru_cache(maxsize=4096)
-def _payers(budgets: tuple[BudgetEntry, ...], minute: int) -> str:
-    return " ".join(
-        f"{one.place} {period_label(one.period, minute * 60)} {one.limit_nano}" for one in budgets
-    )
-
-
-@lru_cache(maxsize=4096)
-def _places(budgets: tuple[BudgetEntry, ...]) -> str:
-    return ",".join(one.place for one in budgets)
-
-
-def settlement(reservations: Sequence[Reservation], now: float) -> tuple[list[str], list[str]]:
+def settlement(reservations: Sequence[Reservation], now: float) -> tuple[list[bytes], list[bytes | str]]:
     """KEYS and ARGV of settle.lua for the ledgers of these reservations, each once."""
-    budgets = reservations[0].budgets if reservations else ()
+    budgets = reservations[0].budgets if reservations else NOBODY_PAYS
     for one in reservations[1:]:
-        if one.budgets != budgets:
-            known = {budget.place for budget in budgets}
-            budgets += tuple(budget for budget in one.budgets if budget.place not in known)
+        if one.budgets is not budgets:
+            budgets = Payers({budget.place: budget for budget in (*one.budgets, *budgets)}.values())
     if not budgets:
         return [], []
     held = " ".join([one.member for one in reservations if one.nano])
-    return [LEDGERS_KEY, HELD_KEY], [payers(budgets, now), held]
+    return [LEDGERS_KEY, HELD_KEY], [budgets.told(now), held]

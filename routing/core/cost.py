@@ -9,6 +9,7 @@ Parekh and Gallager 1993).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,7 +21,7 @@ NANO = 10**9
 _PICO_A_NANO = 1000
 _HOUR_S = 3600
 # Redis hash of the ledgers by place, and zset of what is held for requests in flight (see admit.lua).
-LEDGERS_KEY, HELD_KEY = "mmserve:budgets", "mmserve:budgets:held"
+LEDGERS_KEY, HELD_KEY = b"mmserve:budgets", b"mmserve:budgets:held"
 # Redis' Lua counts in doubles: whole up to 2**53.
 MOST_NANO = 9_000_000 * NANO
 
@@ -33,6 +34,15 @@ class Prices:
     cached_input_pico: int | None = None  # None: as input
     output_pico: int | None = None
     device_hour_nano: int | None = None
+    # Whether any token has a price: the device-hour counts for nothing then.
+    by_tokens: bool = field(init=False, repr=False, compare=False)
+    # Whether there is a price at all.
+    priced: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_tokens = (self.input_pico, self.cached_input_pico, self.output_pico) != (None, None, None)
+        object.__setattr__(self, "by_tokens", by_tokens)
+        object.__setattr__(self, "priced", by_tokens or self.device_hour_nano is not None)
 
     @classmethod
     def of(
@@ -50,16 +60,6 @@ class Prices:
             output_pico=_whole(per_million_output, 10**6),
             device_hour_nano=_whole(per_device_hour, NANO),
         )
-
-    @property
-    def by_tokens(self) -> bool:
-        """Whether any token has a price: the device-hour counts for nothing then."""
-        return (self.input_pico, self.cached_input_pico, self.output_pico) != (None, None, None)
-
-    @property
-    def priced(self) -> bool:
-        """Whether there is a price at all."""
-        return self.by_tokens or self.device_hour_nano is not None
 
     def cost_nano(
         self,
@@ -121,8 +121,24 @@ class BudgetEntry:
     def __post_init__(self) -> None:
         object.__setattr__(self, "place", f"{self.id}:{self.period.value}")
 
-    def __hash__(self) -> int:
-        return hash(self.place)
+
+class Payers(tuple[BudgetEntry, ...]):
+    """The budgets that pay for a request, and what the gateway's scripts are told of them."""
+
+    def __init__(self, budgets: Iterable[BudgetEntry] = ()) -> None:
+        self.places = ",".join(one.place for one in self)
+        self._told = (-1, b"")
+
+    def told(self, now: float) -> bytes:
+        """ "place period limit place period limit …", made once a minute; ``now`` is unix time."""
+        minute = int(now // 60)
+        if self._told[0] != minute:
+            terms = (f"{one.place} {period_label(one.period, now)} {one.limit_nano}" for one in self)
+            self._told = (minute, " ".join(terms).encode())
+        return self._told[1]
+
+
+NOBODY_PAYS = Payers()
 
 
 class Ledger(NamedTuple):

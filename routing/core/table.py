@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from mmserve.errors import ModelNotFound
 from routing.core.assignment import ExperimentEntry, Experiments
-from routing.core.cost import NO_PRICE, BudgetEntry, Prices
+from routing.core.cost import NO_PRICE, NOBODY_PAYS, BudgetEntry, Payers, Prices
 from routing.core.live import DeploymentLoad, LiveColumns
 from routing.core.route import AUTO, Policy, RouteEntry
 from routing.core.scorer import USUAL_QUALITY, Scorer
@@ -16,6 +16,7 @@ from routing.core.slate import Line, Slate
 
 NEAR_NAMES = 3
 NEAR_ENOUGH = 0.5
+MOST_PAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,9 @@ class RoutingTable:
     rows: Mapping[str, int]  # a deployment's row in LiveColumns
     _arms: dict[tuple[str, str], Slate]  # by route and version
     _slates: dict[str, Slate]  # of routes from the beginning, of versions as they are asked for
+    _payers: dict[tuple[str, str, str], Payers] = field(
+        default_factory=dict, init=False
+    )  # by key, team and route
 
     @classmethod
     def build(
@@ -145,13 +149,18 @@ class RoutingTable:
         table._slates[AUTO] = table._auto()
         return table
 
-    def budgets_of(self, *, key: str, team: str, route: str) -> tuple[BudgetEntry, ...]:
+    def budgets_of(self, *, key: str, team: str, route: str) -> Payers:
         """Every budget that pays for a request of this key, its team and this route."""
         if not self.budgets:
-            return ()
-        found: tuple[BudgetEntry, ...] = ()
-        for place in (("key", key), ("team", team), ("route", route)):
-            found += self.budgets.get(place, ())
+            return NOBODY_PAYS
+        who = (key, team, route)
+        found = self._payers.get(who)
+        if found is None:
+            places = zip(("key", "team", "route"), who, strict=True)
+            found = Payers(one for place in places for one in self.budgets.get(place, ()))
+            if len(self._payers) >= MOST_PAYERS:
+                self._payers.clear()
+            self._payers[who] = found
         return found
 
     def columns(self, loads: Mapping[str, DeploymentLoad] | None = None) -> LiveColumns:
@@ -169,6 +178,10 @@ class RoutingTable:
                 raise ModelNotFound(f"The route {model_id!r} is switched off.", param="model")
             return found
         return self.slate_of_version(self.resolve(model_id))
+
+    def known_slate(self, model_id: str) -> Slate | None:
+        """The same where it was made before: of a route always, unless the table has no such route."""
+        return self._slates.get(model_id)
 
     def slate_of_version(self, version: VersionEntry) -> Slate:
         """The deployments of one version."""

@@ -9,6 +9,7 @@ import msgspec
 import redis
 
 from routing.core.records import DECISIONS_KEY, DecisionRecord, decision_key
+from routing.core.scorer import traits_of
 from tests.integration.gateway.conftest import Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
 from tests.integration.gateway.waiting import until
@@ -46,6 +47,20 @@ async def test_the_id_in_the_header_finds_candidates_and_outcome_without_the_pro
     assert [one.id for one in record.decision.candidates] == ["echo"]
     assert (record.prompt_tokens, record.completion_tokens) == (3, 2)
     assert 0 < record.ttft_s <= record.e2e_s
+    assert b"secret" not in raw
+
+
+async def test_what_a_scorer_can_learn_from_is_kept_though_none_judges_yet(open_gateway):
+    async with open_gateway() as gateway, engine(gateway):
+        await heard(gateway)
+        answer = await gateway.client.post("/v1/completions", {**BODY, "model": "auto"})
+        record, raw = await kept(gateway, answer.headers["x-mmserve-decision"])
+        plain, _ = await kept(
+            gateway, (await gateway.client.post("/v1/completions", BODY)).headers["x-mmserve-decision"]
+        )
+    assert answer.status == 200
+    assert record.facts.traits == traits_of(BODY["prompt"])
+    assert plain.facts.traits is None
     assert b"secret" not in raw
 
 

@@ -30,6 +30,7 @@ from routing.core.cost import (
     LEDGERS_KEY,
     BudgetEntry,
     Ledger,
+    Payers,
     Period,
     Prices,
     Scope,
@@ -94,7 +95,7 @@ class Door:
     async def admit(self, nano: int, *budgets: BudgetEntry) -> Reservation:
         self.number += 1
         request_id = f"{id(self)}-{self.number}"
-        reservation = Reservation(f"{request_id}-1", nano, budgets)
+        reservation = Reservation(f"{request_id}-1", nano, Payers(budgets))
         await self.admission.admit(
             GenerateRequest(
                 request_id=request_id,
@@ -516,7 +517,7 @@ async def test_what_is_asked_for_is_not_held_before_it_is_admitted(redis_url):
         asked: list[Reservation] = []
         gateway.admission.ledgers.in_flight = lambda: asked
         # As in a gateway: what a request asks for is known to belong to it before it is admitted.
-        asked.append(Reservation(f"{id(gateway)}-1-1", 800, (entry,)))
+        asked.append(Reservation(f"{id(gateway)}-1-1", 800, Payers([entry])))
         await gateway.admit(800, entry)
         assert (await gateway.ledger(entry))["held_nano"] == 800
         await gateway.admission.ledgers.renew(asked, 30)
@@ -578,7 +579,7 @@ async def test_a_limit_that_changed_in_between_charges_the_ledger_once(redis_url
             record(300),
             reserved_tokens=0,
             used_tokens=0,
-            reservations=[held, Reservation(held.job_id, 0, (after,))],
+            reservations=[held, Reservation(held.job_id, 0, Payers([after]))],
         )
         await gateway.settled(1)
         found = await gateway.ledger(after)
