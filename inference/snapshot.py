@@ -115,12 +115,18 @@ def _version(
     return VersionEntry(
         served_id=served_id,
         model=model,
-        capabilities=frozenset(json.loads(capabilities)),
-        tags=frozenset((*json.loads(model_tags), *json.loads(tags))),
+        capabilities=_words(capabilities),
+        tags=_words(model_tags, tags),
         prices=_prices(*prices),
         context_length=_whole(context_length),
         quality=assumed_quality(_whole(parameters)),
     )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _words(*lists: str) -> frozenset[str]:
+    """Of JSON lists; most rows have the words of many others."""
+    return frozenset(word for one in lists for word in json.loads(one))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -165,10 +171,15 @@ def _deployment(
         ),
         wanted_replicas=replicas,
         has_chat_template=chats,
-        load_s=usual_s(remembered(json.loads(past_loads))),
+        load_s=_load_s(past_loads),
         failure=failure,
         devices=tensor_parallel,
     )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _load_s(past_loads: str) -> float | None:
+    return usual_s(remembered(json.loads(past_loads)))
 
 
 def _text(column: str) -> Cast:

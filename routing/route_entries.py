@@ -7,17 +7,17 @@ from typing import Any
 
 from routing.core.route import CandidateEntry, Cause, Constraints, Policy, RouteEntry, Weights
 from routing.core.scorer import Scorer
-from routing.models.routes import Route, TrainedScorer
+from routing.models.routes import Route, RouteCandidate, TrainedScorer
 
 MS = 1e-3
 
 
 def route_entries() -> list[RouteEntry]:
     """All routes; two queries, however many they are."""
-    rows = Route.objects.prefetch_related("candidates")
-    return [
-        entry_of(row, [(one.target, one.weight, one.note) for one in row.candidates.all()]) for row in rows
-    ]
+    lines: dict[int, list[tuple[str, float, str]]] = {}
+    for route, *line in RouteCandidate.objects.values_list("route", "target", "weight", "note"):
+        lines.setdefault(route, []).append(tuple(line))
+    return [entry_of(row, lines.get(row.pk, ())) for row in Route.objects.all()]
 
 
 def entry_of(row: Route, lines: Iterable[tuple[str, float, str]]) -> RouteEntry:
