@@ -92,7 +92,6 @@ class Exchange:
         self._send = send
         self._request_id = request_id_of(scope["headers"]) or new_id().encode()
         self._endpoint = ""
-        self._served_id = ""
         self._started = False
         self._gone = False
         self._flight: Flight | None = None
@@ -118,6 +117,11 @@ class Exchange:
             await self.refuse(refused.error, rates=refused.rates)
         except ClientGone:
             metrics.count(self._endpoint, metrics.CLIENT_GONE, self._served_id)
+
+    @property
+    def _served_id(self) -> str:
+        """Who serves it: after a fallback, the other one."""
+        return self._flight.deployment.served_id if self._flight is not None else ""
 
     def _plan(self, path: str, body: bytes) -> Plan:
         if path == COMPLETIONS:
@@ -170,7 +174,6 @@ class Exchange:
                 generation.flight.idle_after_s = self.runtime.config.keep_alive_s
                 wants = header(self._scope["headers"], STATUS_HEADER) or b""
                 generation.flight.wants_status = wants.strip().lower() == b"events"
-            self._served_id = generation.flight.deployment.served_id
             if self._gone:
                 raise ClientGone
             if plan.stream:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inference.gateway import metrics
 from inference.protocol import DELTA, ERROR, GenerateRequest
 from routing.core.breaker import LEAST, State
 from routing.core.route import CandidateEntry, Cause, Policy, RouteEntry
@@ -64,6 +65,14 @@ async def all_ready(gateway: Gateway, names: tuple[str, ...]) -> None:
     await until(lambda: all(name in loads and loads[name].ready for name in names))
 
 
+def answered_by(served_id: str) -> float:
+    """What /metrics says."""
+    labels = {"endpoint": "completions", "status": "200", "model": served_id}
+    [family] = metrics._requests.collect()
+    found = [one.value for one in family.samples if one.labels == labels and one.name.endswith("_total")]
+    return sum(found)
+
+
 LOST = failing("engine_lost", "the engine is out of order")
 
 
@@ -75,7 +84,10 @@ async def test_an_error_before_the_first_byte_goes_to_the_next_choice(
         await has_table(gateway, two())
         async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello", "!")):
             await both_ready(gateway)
+            before = answered_by("second@1"), answered_by("first@1")
             answer = await gateway.client.post("/v1/completions", {**BODY, "stream": stream})
+            after = answered_by("second@1"), answered_by("first@1")
+    assert after == (before[0] + 1, before[1])
     assert answer.status == 200
     assert answer.headers["x-mmserve-model"] == "second@1"
     assert b"hello" in answer.body
