@@ -22,7 +22,7 @@ from inference.engine.compiling import can_be_compiled
 from inference.engine.footprint import MEASURE, Footprint
 from inference.engine.lean import without_tokenizer_pool, without_unused_packing
 from inference.engine.options import GUIDED_OFF, engine_arguments
-from inference.engine.overtaking import with_overtaking
+from inference.engine.overtaking import PRIORITY, with_overtaking
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
 from inference.engine.sampling import constraints, refusal
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 LIGHT_CHARACTERS = 4_000
 CANARY = "The capital of France is"
 SLEEP_LEVELS = {ASLEEP: 1, DISCARDED: 2}
-PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
 
 
 def _ignore(_stage: str, /, done_bytes: int | None = None, total_bytes: int | None = None) -> None:

@@ -100,6 +100,7 @@ class Intake:
             if now - enqueued_at > AGED_AFTER_S:
                 # It was pulled for its age: in the engine, too, it does not wait behind all that come after it.
                 request.priority = PRIORITIES[0]
+                self._inhand.raise_class(held)
             self._start(Start(job_id=job.job_id, request=request, prepared=prepared, enqueued_at=enqueued_at))
 
     def _fail(self, job_id: str, held: Held, error: MmserveError) -> None:

@@ -17,12 +17,19 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from inference.engine.puller import AGED_AFTER_S
+
 # Each time it computes anew what it had: after so many it stays.
 MOST_TIMES = 3
+LOOK_S = 1.0
+PRIORITY = {"high": -1, "normal": 0, "low": 1}  # vLLM: lower goes first
+HIGHEST = min(PRIORITY.values())
 
 logger = logging.getLogger(__name__)
 # By scheduler: who was the first of those that waited, and stayed so for a whole step.
 _passed_over: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+# By scheduler: when it was last looked at who waits, and since when each of them does.
+_waiting: weakref.WeakKeyDictionary[Any, tuple[float, dict[str, float]]] = weakref.WeakKeyDictionary()
 
 
 def with_overtaking() -> None:
@@ -33,10 +40,27 @@ def with_overtaking() -> None:
 
     @functools.wraps(plan)
     def schedule(self: Scheduler, *args: Any, **kwargs: Any) -> Any:
+        age(self, time.monotonic())
         make_way(self)
         return plan(self, *args, **kwargs)
 
     Scheduler.schedule = schedule  # type: ignore[method-assign]
+
+
+def age(scheduler: Scheduler, now: float) -> None:
+    """Give the highest class to those that have waited in the engine for AGED_AFTER_S; looks once a second."""
+    looked_at, since = _waiting.get(scheduler, (-LOOK_S, {}))
+    if scheduler.policy != SchedulingPolicy.PRIORITY or now - looked_at < LOOK_S:
+        return
+    waiting = list(scheduler.waiting)
+    since = {one.request_id: since.get(one.request_id, now) for one in waiting}
+    _waiting[scheduler] = now, since
+    for one in waiting:
+        if one.priority > HIGHEST and now - since[one.request_id] >= AGED_AFTER_S:
+            scheduler.waiting.remove_request(one)
+            one.priority = HIGHEST
+            scheduler.waiting.add_request(one)
+            logger.info("%s has waited for long: nobody overtakes it any more", one.request_id)
 
 
 def make_way(scheduler: Scheduler) -> None:

@@ -1,11 +1,17 @@
-"""Takes jobs from a deployment's queues while there is room: that replicas pull is the load balancing."""
+"""Takes jobs from a deployment's queues while there is room: that replicas pull is the load balancing.
+
+One that is full still takes jobs of a higher class than some that it has, for they overtake those in the engine. It
+looks for them now and then and takes what was there at two looks: who has room is woken by the bell, and is sooner.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
@@ -21,6 +27,8 @@ MAX_JOBS_A_PULL = 128
 BELL_TIMEOUT_S = 1.0
 # A job that has waited for so long goes before those of higher classes, now and then.
 AGED_AFTER_S = 30.0
+# Between two looks of a full one.
+LOOK_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +54,8 @@ class Puller:
         self._bell = bell_key(deployment)
         self._own_bell = own_bell_key(deployment, replica)
         self._executions_key = rqkeys.worker_executions_key(worker)
+        self._lists = [rqkeys.queue_key(queue) for queue in self._queues]
         self._keys = [
-            *map(rqkeys.queue_key, self._queues),
             self._bell,
             rqkeys.worker_key(worker),
             self._executions_key,
@@ -57,42 +65,69 @@ class Puller:
         self._inhand = inhand
         self._bookkeeper = bookkeeper
         self._take = take
+        self._seen: set[int] = set()  # the ranks of which some waited at the last look
 
     async def run(self) -> None:
         patience = Patience("pulling jobs")
         lost_a_reply = False
         while True:
-            if self._inhand.room <= 0:
-                self._inhand.room_made.clear()
-                await self._inhand.room_made.wait()
-                continue
             try:
                 if lost_a_reply:
                     await self._adopt()
                     lost_a_reply = False
-                left, wait_s = await self._pull(min(self._inhand.room, MAX_JOBS_A_PULL))
-                if not left and self._inhand.room > 0:
-                    await self._connection.blpop([self._own_bell, self._bell], timeout=wait_s)
+                if self._inhand.room <= 0:
+                    await self._while_full()
+                else:
+                    await self._while_room()
             except REDIS_TROUBLE as error:
                 lost_a_reply = True
                 await patience.wait(error)
             else:
                 patience.succeeded()
 
-    async def _pull(self, most: int) -> tuple[int, float]:
-        """Pull up to this many jobs; how many wait still for this replica, and after how long to look again."""
+    async def _while_room(self) -> None:
+        """Pull; if nothing is left, wait for the bell."""
+        self._seen.clear()
+        left, wait_s = await self._pull(self._inhand.room, len(self._queues))
+        if not left and self._inhand.room > 0:
+            await self._connection.blpop([self._own_bell, self._bell], timeout=wait_s)
+
+    async def _while_full(self) -> None:
+        """Wait for room, or until there is somebody who need not."""
+        self._inhand.room_made.clear()
+        ranks = [rank for rank in range(len(self._queues) - 1) if self._inhand.room_over(rank) > 0]
+        if not ranks:
+            await self._inhand.room_made.wait()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._inhand.room_made.wait()
+            return
+        waiting = {rank for rank in ranks if await self._connection.llen(self._lists[rank])}
+        for rank in sorted(waiting & self._seen):
+            if (room := self._inhand.room_over(rank)) > 0:
+                await self._pull(room, rank + 1)
+        self._seen = waiting
+
+    async def _pull(self, most: int, classes: int) -> tuple[int, float]:
+        """Pull up to this many jobs of so many classes, the highest first.
+
+        Returns how many wait still for this replica, and after how long to look again.
+        """
         now = time.time()
+        is_of_all = classes == len(self._queues)
         args: list[int | float | str] = [
-            most,
+            min(most, MAX_JOBS_A_PULL),
             self._worker,
             rqkeys.stamp(now),
             now,
             rqkeys.EXECUTION_TTL_S,
             uuid.uuid4().hex[:24],
-            rqkeys.stamp(now - AGED_AFTER_S),
+            rqkeys.stamp(now - AGED_AFTER_S) if is_of_all else "",
             self._replica,
+            *self._queues[:classes],
         ]
-        left, held_ms, *jobs = await self._script(keys=self._keys, args=[*args, *self._queues])
+        left, held_ms, *jobs = await self._script(keys=[*self._lists[:classes], *self._keys], args=args)
         for job in jobs:
             self._take_row(job)
         return int(left), min(BELL_TIMEOUT_S, int(held_ms) / 1000) or BELL_TIMEOUT_S

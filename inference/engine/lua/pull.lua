@@ -1,6 +1,7 @@
 -- Move waiting jobs to started, in the order of the queues, all in one step: none is lost between.
 -- Strict by class, but for aging: where the first job of a lower class has waited since before ARGV[7], it goes
--- before the others, one in every fourth pull. So low is slow, and never starved.
+-- before the others, one in every fourth pull. So low is slow, and never starved. A pull of higher classes alone
+-- (ARGV[7] is empty) is none of those.
 -- A job that prefers another replica stays in its place for that one: until held_until (by Redis' clock), and while
 -- that replica's beat says that it takes jobs and has room. So no job waits long for one that is busy, draining or gone.
 -- KEYS: the queues' lists, then the bell, then the worker's hash and the set of its executions, then the fence:
@@ -87,7 +88,7 @@ end
 
 -- A quarter of the pulls: the higher classes keep most of the engine.
 local turns = 'mmserve:pulls:' .. bell
-if redis.call('INCR', turns) % 4 == 0 then
+if ARGV[7] ~= '' and redis.call('INCR', turns) % 4 == 0 then
   for index = queues, 2, -1 do
     local head = redis.call('LINDEX', KEYS[index], 0)
     local since = head and redis.call('HGET', 'rq:job:' .. head, 'enqueued_at')

@@ -1,13 +1,19 @@
-"""Real vLLM with a cache for two streams: who is more important takes blocks from who is less."""
+"""Real vLLM with a cache for few streams: who is more important takes blocks from who is less, and does not wait."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from vllm import SamplingParams
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
+from vllm.v1.request import Request
 
+from inference.engine.overtaking import age
+from inference.engine.puller import AGED_AFTER_S
 from inference.protocol import DONE, EngineOptions, ReplicaSpec
 from tests.integration.engine.conftest import is_up, vllm_engine
 from tests.integration.engine.gateway import TestGateway
@@ -93,3 +99,48 @@ async def test_a_more_important_one_overtakes_those_that_run(
     texts = {engine.text(job) for job in running}
     assert len(texts) == 1, "who was preempted has lost and doubled nothing"
     assert all(len(engine.tokens(job)) == TOKENS for job in running)
+
+
+async def test_a_full_engine_takes_a_more_important_one_out_of_the_queue(engine: TestGateway) -> None:
+    """The eight of the batch and one more are in hand: all others of the class wait in Redis."""
+    low = [
+        engine.submit(priority="low", prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 100})
+        for _ in range(12)
+    ]
+    for job in low[:4]:
+        await engine.spoken(job)
+    assert len(engine.queue("low")) == 3, "it is full"
+    high = engine.submit(priority="high", prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 4})
+    await engine.spoken(high)
+    assert not [job for job in low if is_over(engine, job)], "it had its first token before anybody was done"
+    assert len(engine.queue("low")) == 3
+    await engine.ended(high)
+    for job in low:
+        await engine.ended(job)
+    assert len({engine.text(job) for job in low}) == 1, "who gave way has lost and doubled nothing"
+    assert all(len(engine.tokens(job)) == 100 for job in low)
+
+
+def test_who_has_waited_long_in_the_engine_goes_before_the_more_important() -> None:
+    queue = create_request_queue(SchedulingPolicy.PRIORITY)
+    scheduler: Any = _Scheduler(queue)
+    for name, priority, arrival in (("low", 1, 5.0), ("normal", 0, 6.0), ("high", -1, 7.0)):
+        queue.add_request(
+            Request(name, [1], SamplingParams(), None, arrival_time=arrival, priority=priority)
+        )
+    age(scheduler, 100.0)
+    age(scheduler, 100.0 + AGED_AFTER_S - 1)
+    assert queue.peek_request().request_id == "high"
+    [normal] = [one for one in queue if one.request_id == "normal"]
+    queue.remove_request(normal)
+    age(scheduler, 100.0 + AGED_AFTER_S - 0.5)  # it is not yet time to look again
+    queue.add_request(normal)
+    age(scheduler, 100.0 + AGED_AFTER_S)
+    assert [one.request_id for one in queue] == ["low", "normal", "high"]
+
+
+class _Scheduler:
+    policy = SchedulingPolicy.PRIORITY
+
+    def __init__(self, waiting: RequestQueue) -> None:
+        self.waiting = waiting

@@ -101,6 +101,43 @@ async def test_jobs_are_pulled_in_strict_order_of_priority(worker: StartWorker, 
     assert accepted == [*ids["high"], *ids["normal"], *ids["low"]]
 
 
+async def test_a_full_replica_takes_what_overtakes_and_keeps_what_it_has(
+    worker: StartWorker, gateway: TestGateway
+) -> None:
+    await worker(max_streams=4)  # and one in hand
+    low = [gateway.submit(priority="low", sampling=FOREVER) for _ in range(7)]
+    await poll(lambda: (beat := gateway.beat("r1")) and beat.steps > 0, "a step")
+    await poll(lambda: len(gateway.queue("low")) == 2, "a full replica")
+    normal = gateway.submit(priority="normal", sampling={"max_tokens": 3})
+    high = gateway.submit(priority="high", sampling={"max_tokens": 3})
+    for job_id in (normal, high):
+        assert (await gateway.ended(job_id))[-1][2] == DONE
+    assert len(gateway.queue("low")) == 2, "nobody of its own class went in beside them"
+    running = [job_id for job_id in low if job_id in gateway.events]
+    assert len(running) == 5
+    for job_id in running:
+        await gateway.cancel("r1", job_id)
+        events = await gateway.ended(job_id)
+        assert events[-1][3]["completion_tokens"] == len(gateway.tokens(job_id)), "none lost a word"
+    for job_id in low:
+        await gateway.cancel("r1", job_id)
+        assert (await gateway.ended(job_id))[-1][2] == DONE
+
+
+async def test_those_that_overtake_are_bounded(worker: StartWorker, gateway: TestGateway) -> None:
+    await worker(max_streams=4)
+    for _ in range(5):
+        await gateway.spoken(gateway.submit(priority="low", sampling=FOREVER))
+    high = [gateway.submit(priority="high", sampling=FOREVER) for _ in range(8)]
+    await poll(lambda: len(gateway.queue("high")) == 3, "five more")
+    # A look later nothing has changed: it is asked for what the last one in the queue waits for.
+    for job_id in high[:5]:
+        await gateway.spoken(job_id, 40)
+    assert len(gateway.queue("high")) == 3
+    await gateway.cancel("r1", high[0])
+    await gateway.spoken(high[5])
+
+
 async def test_a_job_of_a_stock_enqueue_is_found_without_a_bell(
     worker: StartWorker, gateway: TestGateway
 ) -> None:
