@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference.gateway.token_counts import TokenizerFile
-from registry import cache, store
+from registry import cache
 from registry.models import ModelVersion, VersionState
 
 NAME = "tokenizer.json"
@@ -17,7 +17,7 @@ def tokenizer_file(served_id: str) -> TokenizerFile | None:
     ).first()
     if row is None or not cache.is_here(row):
         return None
-    folder = store.location(row.path) if store.is_local() else cache.root() / cache.entry_name(row)
+    folder = cache.place_of(row)
     if not (folder / NAME).is_file():
         return None
     entry = row.files.get(path=NAME)

@@ -29,7 +29,7 @@ from registry.fetch import Fetcher
 from registry.manifest import ManifestEntry
 from registry.models import ModelVersion
 from registry.report import Report, quiet
-from registry.stamp import STAMP, Damage, damage, in_words, write_stamp
+from registry.stamp import STAMP, Damage, damage, in_words, is_untouched, write_stamp
 from registry.store.s3 import remote_files
 
 LOCK, USE, PIN, ROOM, BRINGING, REMOVED = ".lock", ".use", ".pin", ".room", ".bringing", ".removed"
@@ -94,7 +94,7 @@ def hold(version: ModelVersion, report: Report = quiet) -> Held:
     manifest = manifest_of(version)
     if store.is_local():
         folder = store.location(version.path)
-        _refuse(version, damage(folder, manifest))
+        _refuse(version, damage(folder, manifest, report=report))
         return Held(folder, None)
     root().mkdir(parents=True, exist_ok=True)
     name = entry_name(version)
@@ -127,6 +127,18 @@ def renew(version: ModelVersion, report: Report = quiet) -> None:
 def is_here(version: ModelVersion) -> bool:
     """Whether holding it needs no fetch."""
     return store.is_local() or (root() / entry_name(version)).is_dir()
+
+
+def is_at_hand(version: ModelVersion) -> bool:
+    """Whether holding it costs a few stats: nothing is to be fetched, and nothing that was touched to be hashed."""
+    if not is_here(version):
+        return False
+    return is_untouched(place_of(version), manifest_of(version))
+
+
+def place_of(version: ModelVersion) -> Path:
+    """Where its files lie, or would."""
+    return store.location(version.path) if store.is_local() else root() / entry_name(version)
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inference.engine.privatepages import private_bytes
 from inference.engine.sample import sample_digest
 
 # vLLM's ``worker_extension_cls``.
@@ -93,12 +94,6 @@ class Footprint:
         return 1024 * (int(found[self._resident]) - int(found["RssFile"]) - int(found["RssShmem"]))
 
 
-def private_bytes(pid: int) -> int:
-    """What a process alone has written: a library's pages can be had again, and count now for one and now for two."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return 1024 * sum(int(size) for size in _WRITTEN.findall(rollup))
-
-
 def packed_bytes(model: Any) -> int:
     """What vLLM's CPU kernels hold in layouts of their own: no parameter shows it any more, or it is there twice."""
     total = 0
@@ -164,7 +159,6 @@ def _give_back_what_is_free() -> None:
         trim(ctypes.c_size_t(0))
 
 
-_WRITTEN = re.compile(r"^(?:Private_Dirty|Private_Hugetlb|Swap): +(\d+) kB", re.MULTILINE)
 _KIB = re.compile(r"^(VmHWM|VmRSS|RssFile|RssShmem):\s+(\d+) kB", re.MULTILINE)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MINCORE = _LIBC.mincore

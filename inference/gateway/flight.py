@@ -24,6 +24,9 @@ Event = list[Any]
 # Kinds that only the gateway makes, beside those of inference.protocol.
 RESTARTED, FAILED, IDLE, GONE, STATUS = 100, 101, 102, 103, 104
 
+# What is said of the request and its client, whichever attempt answers.
+OF_THE_REQUEST = (IDLE, STATUS, GONE)
+
 # A request that is not heard of for this long is asked about.
 SILENCE_S = 1.0
 # Beyond this many events that a slow reader has not taken, neighbouring deltas become one.
@@ -157,7 +160,11 @@ class Flight:
         self.opening = None if self.opening is None else ""
         self._echoed.clear()
         self.first_token_at = None
-        self.pending = []
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """What waits to be taken of an attempt is nothing to the client any more."""
+        self.pending = [event for event in self.pending if event[2] in OF_THE_REQUEST]
         self.push([self.job_id, -1, RESTARTED])
 
     @property

@@ -16,7 +16,7 @@ import msgspec
 from inference.gateway import metrics
 from inference.gateway.admission import Refused
 from inference.gateway.fallback import NoFirstToken, cause_of
-from inference.gateway.flight import GONE, IDLE, RESTARTED, STATUS, Flight
+from inference.gateway.flight import Flight
 from inference.gateway.generation import HEDGED, Generation, Generator
 from inference.gateway.hub import Hub
 from inference.gateway.tasks import cancel_all
@@ -245,8 +245,7 @@ class Hedge:
         flight.trade(rival)
         flight.attempt += 1
         hub.add(flight)
-        flight.pending = [event for event in flight.pending if event[2] in (IDLE, STATUS, GONE)]
-        flight.push([flight.job_id, -1, RESTARTED])
+        flight.start_anew()
         for event in rival.pending:
             flight.push(event)
         rival.pending = []

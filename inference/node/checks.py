@@ -31,13 +31,12 @@ def answer_checks(node: str, supervisor: ReplicaSupervisor) -> None:
             connection().rpush(asked.reply_to, b"")
             continue
         try:
-            held = cache.hold(version)
-            held.release()
+            # Of the files only the configuration is read: nothing is hashed for it.
             supervisor.check(
                 OptionsCheck(
                     reply_to=asked.reply_to,
                     redis_url=settings.REDIS_URL,
-                    model_path=str(held.folder),
+                    model_path=str(cache.place_of(version)),
                     options=asked.options,
                 )
             )

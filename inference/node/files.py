@@ -45,7 +45,8 @@ class FetchProgress:
 
 
 class ReplicaFiles:
-    """By replica. A cached or local version costs a few stats; one that is elsewhere is fetched by a thread."""
+    """By replica. A cached or local version costs a few stats; a thread fetches what is elsewhere and hashes what was
+    touched, for the lease does not wait for it."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="files")
@@ -58,7 +59,7 @@ class ReplicaFiles:
         if replica in self._held:
             return self._held[replica].folder
         coming = self._coming.get(replica)
-        if coming is None and cache.is_here(version):
+        if coming is None and cache.is_at_hand(version):
             self._held[replica] = cache.hold(version)
             return self._held[replica].folder
         if coming is None:

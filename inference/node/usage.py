@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import psutil
 import pynvml
 
+from inference.engine.privatepages import private_bytes
 from inference.node.devices import LocalDevice
 from inference.node.hostmemory import host_memory
 
@@ -58,9 +59,13 @@ def host_usage(device: LocalDevice, engines: Sequence[OwnEngine]) -> Usage:
 def _of_process(engine: OwnEngine) -> int:
     if engine.bytes is not None:
         return engine.bytes
+    return sum(map(_written_by, _family(engine.pid)))
+
+
+def _written_by(pid: int) -> int:
     try:
-        return int(psutil.Process(engine.pid).memory_full_info().uss)
-    except psutil.Error:
+        return private_bytes(pid)
+    except OSError:
         return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import django_rq
 import pytest
 from django.core.management import call_command
 
+from inference.node.files import ReplicaFiles
 from mmserve.errors import Conflict, MmserveError
-from registry import actions, cache, jobs, store
+from registry import actions, cache, jobs, stamp, store
+from registry.manifest import hash_file
 from registry.models import Event, Model, ModelVersion
 from registry.stamp import STAMP, damage
 from tests.faulty import Proxy
@@ -246,3 +249,36 @@ def test_what_a_crash_left_of_a_removal_is_swept(
     monkeypatch.setattr("registry.store.local.ABANDONED_AFTER_S", -1.0)
     store.sweep()
     assert not left.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_node_does_not_wait_for_the_hash_of_a_file_that_was_touched(
+    version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, go_on, by = ReplicaFiles(), threading.Event(), []
+
+    def hash_slowly(file: Path) -> str:
+        by.append(threading.current_thread())
+        assert go_on.wait(30)
+        return hash_file(file)
+
+    monkeypatch.setattr(stamp, "hash_file", hash_slowly)
+    assert files.folder("untouched", version) == store.location(version.path)
+    os.utime(store.location(version.path) / NAME)
+    assert files.folder("touched", version) is None, "it is told at once that it is not yet known"
+    assert files.progress("touched") is not None
+    go_on.set()
+    files._pool.shutdown(wait=True)
+    assert files.folder("touched", version) == store.location(version.path)
+    assert by
+    assert threading.current_thread() not in by
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_node_tells_what_the_hash_of_a_touched_file_brought_to_light(version: ModelVersion) -> None:
+    rot(version)
+    files = ReplicaFiles()
+    assert files.folder("rotten", version) is None
+    files._pool.shutdown(wait=True)
+    with pytest.raises(Conflict, match=f"{NAME} has the SHA-256 .* repair the version"):
+        files.folder("rotten", version)

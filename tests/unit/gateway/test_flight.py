@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.gateway.flight import MERGE_BEYOND, RESTARTED, merged
+from inference.gateway.flight import GONE, MERGE_BEYOND, RESTARTED, STATUS, merged
 from inference.protocol import ACCEPTED, DELTA, DONE, Sampling
 from tests.unit.gateway.flights import flight, plan
 
@@ -112,3 +112,12 @@ def test_an_answer_made_anew_begins_with_nothing():
     one.begin_attempt()
     assert (one.tokens, one.first_token_at, one.next_seq, one.job_id) == ([], None, 0, "r-2")
     assert [event[2] for event in one.pending] == [RESTARTED]
+
+
+def test_a_client_that_left_is_not_forgotten_with_the_answer():
+    one = flight()
+    one.take(delta(0, "x"), "a", 1.0)
+    one.push([one.job_id, -1, STATUS, b"{}"])
+    one.push([one.job_id, -1, GONE])
+    one.forget_answer()
+    assert [event[2] for event in one.pending] == [STATUS, GONE, RESTARTED]
