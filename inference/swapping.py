@@ -157,10 +157,15 @@ class Swapper:
             if place(need, list(rooms.values())).device_id is not None:
                 wake(row)
                 _take(rooms, need)
-            elif (
-                place(need, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_id is None
-            ):
+                continue
+            if not _coming(need, rooms, leaving):
                 self._evict_for(row, need, deployments, replicas, rooms, leaving, now)
+            # Its room comes by itself: nobody behind it takes that.
+            for device in _coming(need, rooms, leaving):
+                needed = need.on(rooms[device])
+                free = min(needed, rooms[device].free_bytes)
+                rooms[device] = _with_free(rooms[device], -free)
+                leaving[device] -= needed - free
 
     def _evict_for(
         self,
@@ -300,6 +305,11 @@ def _age_s(rows: list[Replica]) -> float:
 
 def _with_free(room: DeviceRoom, more: int) -> DeviceRoom:
     return replace(room, reserved_bytes=max(0, room.reserved_bytes - more))
+
+
+def _coming(need: Need, rooms: dict[int, DeviceRoom], leaving: dict[int, int]) -> Sequence[int]:
+    """Where it fits once those who leave have left."""
+    return place(need, [_with_free(room, leaving[room.id]) for room in rooms.values()]).device_ids
 
 
 def _take(rooms: dict[int, DeviceRoom], need: Need) -> None:

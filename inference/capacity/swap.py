@@ -22,9 +22,10 @@ IDLE_RESIDENCY_SHARE = 0.4
 LIKELY = 0.63
 # One that is busy now but cheaper is waited for so long before an idle one goes, and costs so much more.
 HESITATE_S = 6.0
-BUSY_S = 4.0
-# Each waiting job counts as so much more waiting when it is decided who comes next.
-JOB_S = 5.0
+BUSY_S = 2.0
+# What it costs to let a request wait grows with this power of its wait.
+DELAY_POWER = 3
+SHORTEST_S = 0.5
 # Loads on a device come one after the other: room for the next one is made so long before its turn.
 LEAD_S = 0.5
 MAX_TRIED = 10
@@ -80,10 +81,22 @@ class Wanted:
         return self.waited_s < min(HESITATE_S, self.max_wait_s)
 
     @property
+    def urgency(self) -> float:
+        """What a second of loading it saves: what all its requests' waiting costs in a second more, over its load.
+
+        The generalized c-mu rule for convex costs of delay (Van Mieghem 1995): the sum over the requests of
+        ``k * age ** (k - 1)``, times the rate at which they are served. The first has waited for ``waited_s``, and
+        the others are spread evenly over that time: each costs one k-th of it.
+        """
+        ages = max(self.waited_s, SHORTEST_S) ** (DELAY_POWER - 1)
+        others = max(0, self.jobs - 1) / DELAY_POWER
+        return DELAY_POWER * ages * (1 + others) / max(self.load_s, SHORTEST_S)
+
+    @property
     def turn(self) -> tuple[int, bool, float]:
-        """Sorts who is brought up next: the class; past the bound the longest waiting; else waiting and jobs."""
+        """Sorts who is brought up next: the class; past the bound the longest waiting; else the most urgent."""
         overdue = self.waited_s >= self.max_wait_s
-        return self.rank, not overdue, -self.waited_s - (0.0 if overdue else JOB_S * self.jobs)
+        return self.rank, not overdue, -self.waited_s if overdue else -self.urgency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -245,7 +246,10 @@ class Socket:
                     await self._text(chunk)
 
     async def _error(self, frame_id: str | None, error: MmserveError) -> None:
-        await self._frame({"type": "error", "id": frame_id, **error.envelope()})
+        frame = {"type": "error", "id": frame_id, **error.envelope()}
+        if error.retry_after_s is not None:
+            frame["retry_after_s"] = max(1, math.ceil(error.retry_after_s))
+        await self._frame(frame)
 
     async def _frame(self, frame: dict[str, Any]) -> None:
         await self._text(encode(frame))

@@ -203,6 +203,35 @@ def test_of_two_that_wait_the_one_with_more_jobs_is_next(make: Make) -> None:
     assert states() == {"a": (True, 0), "b": (False, 1)}
 
 
+def test_of_two_that_wait_as_long_the_one_with_the_shorter_load_is_next(make: Make) -> None:
+    a, b = make("a"), make("b")
+    for one, load_s in ((a, 12.0), (b, 3.0)):
+        past = [{"wait_s": 0.0, "fetch_s": 0.0, "load_s": load_s}]
+        Deployment.objects.filter(pk=one.pk).update(past_loads=past)
+        ask_to_sleep(one)
+        ask(one)
+    reconcile(Swapper())
+    assert states() == {"a": (True, 0), "b": (False, 1)}
+
+
+def test_nobody_behind_takes_the_room_that_comes_for_the_one_before(make: Make) -> None:
+    Device.objects.update(budget_bytes=3 * GIB)
+    a, big, small = make("a"), make("b", kv_cache_bytes=3 * GIB // 2), make("c")
+    load(a)
+    swapper = Swapper()
+    reconcile(swapper)
+    first = up(a)
+    for one, jobs in ((big, 3), (small, 1)):
+        ask_to_sleep(one)
+        ask(one, jobs)
+    for _ in range(2):
+        reconcile(swapper)
+        assert states() == {"a": (True, 0), "b": (True, 0), "c": (True, 0)}, "there is room for the small one"
+    stopped(first)
+    reconcile(swapper)
+    assert states() == {"a": (True, 0), "b": (False, 1), "c": (True, 0)}
+
+
 def test_the_more_important_one_is_served_first(make: Make) -> None:
     a, b = make("a", priority_class="low"), make("b", priority_class="high")
     Deployment.objects.update(replicas=1, asleep=True)

@@ -104,7 +104,7 @@ async def test_a_more_important_one_overtakes_those_that_run(
 async def test_a_full_engine_takes_a_more_important_one_out_of_the_queue(engine: TestGateway) -> None:
     """The eight of the batch and one more are in hand: all others of the class wait in Redis."""
     low = [
-        engine.submit(priority="low", prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 100})
+        engine.submit(priority="low", prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 60})
         for _ in range(12)
     ]
     for job in low[:4]:
@@ -118,16 +118,14 @@ async def test_a_full_engine_takes_a_more_important_one_out_of_the_queue(engine:
     for job in low:
         await engine.ended(job)
     assert len({engine.text(job) for job in low}) == 1, "who gave way has lost and doubled nothing"
-    assert all(len(engine.tokens(job)) == 100 for job in low)
+    assert all(len(engine.tokens(job)) == 60 for job in low)
 
 
 def test_who_has_waited_long_in_the_engine_goes_before_the_more_important() -> None:
     queue = create_request_queue(SchedulingPolicy.PRIORITY)
     scheduler: Any = _Scheduler(queue)
     for name, priority, arrival in (("low", 1, 5.0), ("normal", 0, 6.0), ("high", -1, 7.0)):
-        queue.add_request(
-            Request(name, [1], SamplingParams(), None, arrival_time=arrival, priority=priority)
-        )
+        queue.add_request(Request(name, [1], SamplingParams(), None, arrival_time=arrival, priority=priority))
     age(scheduler, 100.0)
     age(scheduler, 100.0 + AGED_AFTER_S - 1)
     assert queue.peek_request().request_id == "high"

@@ -102,6 +102,36 @@ async def test_a_stream_comes_in_chunks_and_may_be_cancelled_while_another_goes_
         await engine.until(lambda: bool(engine.cancelled))
 
 
+async def test_a_stream_that_waits_for_its_model_is_told_stage_bytes_and_seconds(open_gateway):
+    async with open_gateway() as gateway, SocketClient(gateway) as client:
+        told = {
+            "status": "loading",
+            "stage": "fetching files",
+            "eta_s": 8.0,
+            "done_bytes": 5,
+            "total_bytes": 20,
+        }
+        gateway.runtime.hub.dispatch({"type": "deployments.outlook", "deployments": {"echo": told}})
+        frame = {"type": "request", "id": "a", "endpoint": "chat.completions", "status": True}
+        client.send({**frame, "body": {**CHAT, "stream": True}})
+        found = await client.frame()
+        client.send({"type": "cancel", "id": "a"})
+        assert (await client.until_done("a"))[-1]["type"] == "cancelled"
+    assert (found["type"], found["id"]) == ("status", "a")
+    assert {**found["data"], "eta_s": 0, "waited_s": 0} == {**told, "eta_s": 0, "waited_s": 0}
+    assert 6.0 < found["data"]["eta_s"] <= 8.0
+
+
+async def test_a_refusal_says_when_to_come_again(open_gateway):
+    async with open_gateway() as gateway, SocketClient(gateway) as client:
+        told = {"status": "asleep", "stage": "Others have its memory.", "eta_s": 20.2}
+        gateway.runtime.hub.dispatch({"type": "deployments.outlook", "deployments": {"echo": told}})
+        client.ask("a", deadline_ms=5000)
+        (error,) = await client.until_done("a")
+    assert error["error"]["code"] == "model_loading"
+    assert error["retry_after_s"] == 21
+
+
 async def test_a_socket_that_closes_cancels_all_its_requests(open_gateway):
     async def forever(engine, job_id, request):
         await asyncio.Event().wait()

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.capacity.swap import HESITATE_S, MAX_TRIED, Resident, Wanted, choose_victims, spared
+from inference.capacity.swap import (
+    DELAY_POWER,
+    HESITATE_S,
+    MAX_TRIED,
+    Resident,
+    Wanted,
+    choose_victims,
+    spared,
+)
 
 A = Resident(id="a", bytes=10, resident_s=100.0, soon=1.0, missed=1.0, reload_s=5.0)
 B = Resident(id="b", bytes=10, resident_s=100.0, soon=0.0, reload_s=5.0)
@@ -136,15 +144,41 @@ def test_the_cheapest_set_is_found_where_the_cheapest_a_byte_would_overshoot() -
     assert choose_victims(replace(WANTED, bytes=12), rows, free_bytes=0).victims == ("big",)
 
 
-def test_the_turn_is_by_class_then_by_waiting_and_jobs_but_past_the_bound_by_waiting_alone() -> None:
+def test_the_turn_is_by_class_then_past_the_bound_by_waiting_then_by_urgency() -> None:
     important = replace(WANTED, rank=0)
     long = replace(WANTED, waited_s=9.0, jobs=1)
-    many = replace(WANTED, waited_s=1.0, jobs=3)
+    short = replace(WANTED, waited_s=3.0, jobs=3)
     late = replace(WANTED, waited_s=30.0, jobs=1)
     later = replace(WANTED, waited_s=31.0, jobs=1)
     flood = replace(WANTED, waited_s=29.0, jobs=1000)
-    found = sorted([long, flood, late, many, later, important], key=lambda one: one.turn)
-    assert found == [important, later, late, flood, many, long]
+    found = sorted([long, flood, late, short, later, important], key=lambda one: one.turn)
+    assert found == [important, later, late, flood, long, short]
+
+
+def test_of_two_that_wait_as_long_the_one_with_more_jobs_or_the_shorter_load_is_next() -> None:
+    one = replace(WANTED, waited_s=4.0, jobs=1, load_s=6.0)
+    many = replace(one, jobs=4)
+    quick = replace(one, load_s=2.0)
+    assert sorted([one, many, quick], key=lambda row: row.turn) == [quick, many, one]
+
+
+def test_a_long_wait_outweighs_jobs_and_a_short_load() -> None:
+    slow = replace(WANTED, waited_s=20.0, jobs=1, load_s=12.0)
+    quick = replace(WANTED, waited_s=5.0, jobs=4, load_s=3.0)
+    assert slow.turn < quick.turn
+    assert replace(slow, waited_s=10.0).turn > quick.turn
+
+
+@given(st.integers(1, 50), st.floats(1, 29), st.floats(0.6, 60))
+def test_urgency_is_that_of_the_generalized_c_mu_rule_with_ages_spread_evenly(
+    jobs: int, waited_s: float, load_s: float
+) -> None:
+    wanted = replace(WANTED, jobs=jobs, waited_s=waited_s, load_s=load_s)
+    steps = 1000
+    ages = [waited_s * (step + 0.5) / steps for step in range(steps)]
+    others = (jobs - 1) * sum(DELAY_POWER * age ** (DELAY_POWER - 1) for age in ages) / steps
+    expected = (DELAY_POWER * waited_s ** (DELAY_POWER - 1) + others) / load_s
+    assert wanted.urgency == pytest.approx(expected, rel=1e-3)
 
 
 @given(st.lists(residents, max_size=14), st.integers(1, 100), st.floats(0, 60))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from inference.engine.inhand import InHand, Pulled
 
-
 HIGH, NORMAL, LOW = range(3)
 
 
