@@ -28,8 +28,8 @@ HIGHEST = min(PRIORITY.values())
 logger = logging.getLogger(__name__)
 # By scheduler: who was the first of those that waited, and stayed so for a whole step.
 _passed_over: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-# By scheduler: when it was last looked at who waits, and since when each of them does.
-_waiting: weakref.WeakKeyDictionary[Any, tuple[float, dict[str, float]]] = weakref.WeakKeyDictionary()
+# By scheduler: when it was last looked at who waits, since when each of them does, and who was raised last.
+_waiting: weakref.WeakKeyDictionary[Any, tuple[float, dict[str, float], str]] = weakref.WeakKeyDictionary()
 
 
 def with_overtaking() -> None:
@@ -48,19 +48,30 @@ def with_overtaking() -> None:
 
 
 def age(scheduler: Scheduler, now: float) -> None:
-    """Give the highest class to those that have waited in the engine for AGED_AFTER_S; looks once a second."""
-    looked_at, since = _waiting.get(scheduler, (-LOOK_S, {}))
+    """Give the highest class to one that has waited for AGED_AFTER_S while others overtook it; looks once a second."""
+    looked_at, since, raised = _waiting.get(scheduler, (-LOOK_S, {}, ""))
     if scheduler.policy != SchedulingPolicy.PRIORITY or now - looked_at < LOOK_S:
         return
     waiting = list(scheduler.waiting)
     since = {one.request_id: since.get(one.request_id, now) for one in waiting}
-    _waiting[scheduler] = now, since
-    for one in waiting:
-        if one.priority > HIGHEST and now - since[one.request_id] >= AGED_AFTER_S:
-            scheduler.waiting.remove_request(one)
-            one.priority = HIGHEST
-            scheduler.waiting.add_request(one)
-            logger.info("%s has waited for long: nobody overtakes it any more", one.request_id)
+    # One at a time, so that few who are important wait behind it.
+    aged = [one for one in waiting if now - since[one.request_id] >= AGED_AFTER_S and raised not in since]
+    overtaken = [one for one in aged if _is_overtaken(scheduler, one)]
+    if overtaken:
+        oldest = min(overtaken, key=lambda one: one.arrival_time)
+        scheduler.waiting.remove_request(oldest)
+        oldest.priority = HIGHEST
+        scheduler.waiting.add_request(oldest)
+        raised = oldest.request_id
+        logger.info("%s has waited for long: nobody overtakes it any more", raised)
+    _waiting[scheduler] = now, since, raised
+
+
+def _is_overtaken(scheduler: Scheduler, one: Request) -> bool:
+    """Somebody runs who is more important and came later."""
+    return any(
+        other.priority < one.priority and other.arrival_time > one.arrival_time for other in scheduler.running
+    )
 
 
 def make_way(scheduler: Scheduler) -> None:

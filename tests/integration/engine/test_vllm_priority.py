@@ -121,24 +121,58 @@ async def test_a_full_engine_takes_a_more_important_one_out_of_the_queue(engine:
     assert all(len(engine.tokens(job)) == 60 for job in low)
 
 
-def test_who_has_waited_long_in_the_engine_goes_before_the_more_important() -> None:
-    queue = create_request_queue(SchedulingPolicy.PRIORITY)
-    scheduler: Any = _Scheduler(queue)
-    for name, priority, arrival in (("low", 1, 5.0), ("normal", 0, 6.0), ("high", -1, 7.0)):
-        queue.add_request(Request(name, [1], SamplingParams(), None, arrival_time=arrival, priority=priority))
+def waits(name: str, priority: int, arrival: float) -> Request:
+    return Request(name, [1], SamplingParams(), None, arrival_time=arrival, priority=priority)
+
+
+def order(scheduler: Any) -> list[str]:
+    return [one.request_id for one in scheduler.waiting]
+
+
+def test_who_was_overtaken_and_has_waited_long_goes_first_one_at_a_time() -> None:
+    scheduler: Any = Batch(running=[waits("overtook", -1, 7.0)])
+    for name, priority, arrival in (("low", 1, 5.0), ("normal", 0, 6.0), ("high", -1, 8.0)):
+        scheduler.waiting.add_request(waits(name, priority, arrival))
     age(scheduler, 100.0)
     age(scheduler, 100.0 + AGED_AFTER_S - 1)
-    assert queue.peek_request().request_id == "high"
-    [normal] = [one for one in queue if one.request_id == "normal"]
-    queue.remove_request(normal)
-    age(scheduler, 100.0 + AGED_AFTER_S - 0.5)  # it is not yet time to look again
-    queue.add_request(normal)
+    assert order(scheduler) == ["high", "normal", "low"]
     age(scheduler, 100.0 + AGED_AFTER_S)
-    assert [one.request_id for one in queue] == ["low", "normal", "high"]
+    assert order(scheduler) == ["low", "high", "normal"]
+    age(scheduler, 101.0 + AGED_AFTER_S)
+    assert order(scheduler) == ["low", "high", "normal"], "the next one is raised when this one runs"
+    scheduler.waiting.pop_request()
+    age(scheduler, 102.0 + AGED_AFTER_S)
+    assert order(scheduler) == ["normal", "high"]
 
 
-class _Scheduler:
+@pytest.mark.parametrize("running", [("as low", 1, 7.0), ("was before", -1, 4.0)])
+def test_who_was_not_overtaken_keeps_its_place_however_long_it_waits(running: tuple[str, int, float]) -> None:
+    scheduler: Any = Batch(running=[waits(*running)])
+    for name, priority, arrival in (("low", 1, 5.0), ("high", -1, 8.0)):
+        scheduler.waiting.add_request(waits(name, priority, arrival))
+    age(scheduler, 100.0)
+    age(scheduler, 200.0)
+    assert order(scheduler) == ["high", "low"]
+
+
+def test_who_has_run_in_between_begins_to_wait_anew() -> None:
+    scheduler: Any = Batch(running=[waits("overtook", -1, 7.0)])
+    low = waits("low", 1, 5.0)
+    scheduler.waiting.add_request(low)
+    age(scheduler, 100.0)
+    scheduler.waiting.pop_request()
+    age(scheduler, 120.0)
+    scheduler.waiting.add_request(low)
+    age(scheduler, 125.0)
+    age(scheduler, 100.0 + AGED_AFTER_S)
+    assert low.priority == 1
+
+
+class Batch:
+    """What the ageing looks at of vLLM's scheduler; queue and requests are vLLM's own."""
+
     policy = SchedulingPolicy.PRIORITY
 
-    def __init__(self, waiting: RequestQueue) -> None:
-        self.waiting = waiting
+    def __init__(self, running: list[Request]) -> None:
+        self.running = running
+        self.waiting: RequestQueue = create_request_queue(SchedulingPolicy.PRIORITY)
