@@ -19,6 +19,7 @@ from routing.admin.experiments_forms import (
     FiltersField,
     GuardrailsField,
     RampField,
+    SharesForm,
     ShipForm,
     WinnerForm,
 )
@@ -33,6 +34,7 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "ramp": (State.RAMPING,),
     "pause": LIVE,
     "resume": (State.PAUSED,),
+    "shares": OPEN,
     "conclude": OPEN,
     "abort": OPEN,
     "ship": (*OPEN, State.CONCLUDED),
@@ -82,7 +84,7 @@ class ExperimentPage(ActionAdmin):
     form = ExperimentForm
     inlines = (ArmInline,)
     change_form_outer_before_template = "admin/experiments/panel.html"
-    actions_detail = ("start", "ramp", "pause", "resume", "ship", "conclude", "abort")
+    actions_detail = ("start", "ramp", "pause", "resume", "ship", "conclude", "shares", "abort")
 
     def get_queryset(self, request: HttpRequest) -> Any:
         rows = super().get_queryset(request).select_related("group", "winner", "alias__model")
@@ -253,6 +255,22 @@ class ExperimentPage(ActionAdmin):
             explanation="At the step where it was paused.",
             button="Resume",
             done="{row} goes on.",
+        )
+
+    @action(description="Change shares", icon="balance", permissions=["change"])
+    def shares(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        lines = Arm.objects.filter(experiment=object_id).values_list("name", "weight")
+        return self.confirmed(
+            request,
+            object_id,
+            lambda row, *, weights, **why: actions.change_shares(row, weights, **why),
+            title="Change the shares of {row}?",
+            explanation="As few units as possible change the arm, and the measuring begins anew.",
+            button="Change shares",
+            done="{row} has other shares.",
+            form_class=SharesForm,
+            initial={"weights": "\n".join(f"{name} {weight}" for name, weight in lines)},
+            again=True,
         )
 
     @action(description="Abort", icon="undo", permissions=["change"])

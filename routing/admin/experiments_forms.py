@@ -110,6 +110,30 @@ class ExperimentForm(ReasonModelForm):
         fields = "__all__"  # noqa: DJ007 - the page's fieldsets say which
 
 
+class SharesForm(ReasonForm):
+    """Another ratio between the arms."""
+
+    weights = forms.CharField(
+        label="Shares",
+        max_length=2000,
+        help_text="A line each: an arm and its weight; only the proportions matter.",
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),
+    )
+    field_order = ("weights", "reason")
+
+    def clean_weights(self) -> dict[str, int]:
+        """By arm."""
+        found = {}
+        for line in self.cleaned_data["weights"].splitlines():
+            name, _, weight = line.strip().rpartition(" ")
+            if line.strip():
+                try:
+                    found[name.strip()] = int(weight)
+                except ValueError as error:
+                    raise forms.ValidationError(f"{line.strip()[:60]!r} is no line like: new 50") from error
+        return found
+
+
 class WinnerForm(ReasonForm):
     """Which arm won."""
 

@@ -469,6 +469,27 @@ def test_the_buttons_act_and_ask_why(browser: Client, draft: Experiment, version
     assert versions[0].model.aliases.get(is_default=True).version == versions[1]
 
 
+def test_shares_are_changed_on_the_page_and_a_wrong_line_comes_back(
+    browser: Client, draft: Experiment
+) -> None:
+    running(draft)
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    shares = next(link for link in _links(browser.get(url).content.decode()) if "shares" in link)
+    assert "control 50\nnew 50" in browser.get(shares).content.decode()
+    for wrong, words in (("new", "is no line like"), ("nobody 5", "has no arm"), ("new -5", "greater than")):
+        answer = browser.post(shares, {"confirmed": "yes", "weights": wrong, "reason": ""})
+        assert answer.status_code == 200
+        assert words in answer.content.decode(), wrong
+    asked = {"confirmed": "yes", "weights": "control 60\r\nnew 40\r\n", "reason": "more care"}
+    assert browser.post(shares, asked).status_code == 302
+    draft.refresh_from_db()
+    assert (draft.phase, draft.deal) == (
+        2,
+        [[0, draft.deal[0][1]], [5000, draft.deal[1][1]], [9000, draft.deal[0][1]]],
+    )
+    assert kinds(draft)[-1] == "experiment.shares"
+
+
 def _links(page: str) -> list[str]:
     import re
 
