@@ -259,7 +259,7 @@ class ExperimentPage(ActionAdmin):
 
     @action(description="Change shares", icon="balance", permissions=["change"])
     def shares(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        lines = Arm.objects.filter(experiment=object_id).values_list("name", "weight")
+        lines = [f"{arm.name} {arm.weight}" for arm in self._arms(request, object_id)]
         return self.confirmed(
             request,
             object_id,
@@ -269,7 +269,7 @@ class ExperimentPage(ActionAdmin):
             button="Change shares",
             done="{row} has other shares.",
             form_class=SharesForm,
-            initial={"weights": "\n".join(f"{name} {weight}" for name, weight in lines)},
+            initial={"weights": "\n".join(lines)},
             again=True,
         )
 
@@ -293,11 +293,11 @@ class ExperimentPage(ActionAdmin):
             object_id,
             lambda row, *, winner="", **why: actions.conclude_experiment(row, winner=winner or None, **why),
             title="Conclude {row}?",
-            explanation=f"It ends; nothing moves until a winner is shipped. {self._words(object_id)}",
+            explanation=f"It ends; nothing moves until a winner is shipped. {self._words(request, object_id)}",
             button="Conclude",
             done="{row} is concluded.",
-            form_class=self._with_arms(WinnerForm, object_id),
-            initial=self._leader(object_id),
+            form_class=self._with_arms(WinnerForm, request, object_id),
+            initial=self._leader(request, object_id),
         )
 
     @action(description="Ship winner", icon="rocket_launch", permissions=["change"])
@@ -307,25 +307,32 @@ class ExperimentPage(ActionAdmin):
             object_id,
             lambda row, *, alias="", **why: actions.ship_experiment(row, alias=alias or None, **why),
             title="Ship the winner of {row}?",
-            explanation=f"The alias moves to the winner's version, and the experiment ends. {self._words(object_id)}",
+            explanation="The alias moves to the winner's version, and the experiment ends. "
+            + self._words(request, object_id),
             button="Ship winner",
             done="{row} is shipped.",
-            form_class=self._with_arms(ShipForm, object_id),
-            initial=self._leader(object_id),
+            form_class=self._with_arms(ShipForm, request, object_id),
+            initial=self._leader(request, object_id),
         )
 
-    def _with_arms(self, form_class: type[WinnerForm], object_id: Any) -> type[WinnerForm]:
-        arms = Arm.objects.filter(experiment=object_id).values_list("name", "served_id")
-        choices = tuple((name, f"{name} ({served_id})") for name, served_id in arms)
+    def _arms(self, request: HttpRequest, object_id: str) -> list[Arm]:
+        row = self.get_object(request, object_id)
+        return list(row.arms.all()) if row is not None else []
+
+    def _with_arms(
+        self, form_class: type[WinnerForm], request: HttpRequest, object_id: str
+    ) -> type[WinnerForm]:
+        arms = self._arms(request, object_id)
+        choices = tuple((arm.name, f"{arm.name} ({arm.served_id})") for arm in arms)
         return type(form_class.__name__, (form_class,), {"arms": choices})
 
-    def _words(self, object_id: Any) -> str:
+    def _words(self, request: HttpRequest, object_id: str) -> str:
         """What is known so far, for who is about to end it."""
-        row = Experiment.objects.filter(pk=object_id).first()
+        row = self.get_object(request, object_id)
         return f"What is known: {report_of(row).words}" if row is not None else ""
 
-    def _leader(self, object_id: Any) -> dict[str, Any]:
-        row = Experiment.objects.select_related("winner").filter(pk=object_id).first()
+    def _leader(self, request: HttpRequest, object_id: str) -> dict[str, Any]:
+        row = self.get_object(request, object_id)
         if row is None or row.state not in (*OPEN, State.CONCLUDED):
             return {}
         if row.winner is not None:

@@ -465,6 +465,8 @@ def test_the_buttons_act_and_ask_why(browser: Client, draft: Experiment, version
     assert draft.state == State.RAMPING
     ship = next(link for link in _links(browser.get(url).content.decode()) if "ship" in link)
     assert "What is known: Too early" in browser.get(ship).content.decode()
+    for button in ("start", "ship", "conclude", "shares"):
+        assert browser.get(f"/admin/routing/experiment/nobody/{button}/").status_code == 404
     assert browser.post(ship, {"confirmed": "yes", "winner": "new", "reason": ""}).status_code == 302
     assert versions[0].model.aliases.get(is_default=True).version == versions[1]
 
