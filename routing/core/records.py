@@ -53,7 +53,7 @@ class Spent(NamedTuple):
     last_id: str
 
 
-class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What one answered request used and cost; ``outcome`` is "completed", "cancelled" or an error's code.
 
     Refused requests are counted together: ``count`` of them, which used nothing. Times are in seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
@@ -17,6 +18,8 @@ def main() -> None:
     leading = threading.Event()
     leading.set()
     thread = UsageThread(leading, threading.Event())
+    gc.collect()
+    gc.freeze()
     thread.start()
     thread.join()
 

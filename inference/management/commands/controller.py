@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -61,6 +62,9 @@ class Command(BaseCommand):
         experiments = ExperimentWatch()
         leading = threading.Event()
         usage = UsageThread(leading, stop)
+        # What was imported stays: the collector would look through all of it, again and again, for each batch of usage.
+        gc.collect()
+        gc.freeze()
         usage.start()
         subscribed = False
         while not stop.is_set():

@@ -21,7 +21,7 @@ Clusters = npt.NDArray[np.intp]
 _LEVEL = 1  # of compression: most clusters and bins are zero
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request of a unit, as far as an experiment is concerned; None is "not measured"."""
 
     unit: int
