@@ -73,7 +73,10 @@ def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
 
 
 def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, reason: str = "") -> Deployment:
-    """Change a deployment's options and bounds; a running replica keeps the engine options it was started with."""
+    """Change a deployment's options and bounds; a running replica keeps the engine options it was started with.
+
+    Where no engine could be asked about engine options, the event says why: ``unchecked``.
+    """
     for field in changes:
         if field not in EDITABLE:
             raise InvalidRequest(
@@ -82,13 +85,18 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
     draft = Deployment.objects.select_related("version__model").get(pk=deployment.pk)
     before = _set(draft, changes)
     check_options(draft)
-    check_with_engine(draft, [field for field, value in changes.items() if value != before[field]])
+    unchecked = check_with_engine(
+        draft, [field for field, value in changes.items() if value != before[field]]
+    )
     with transaction.atomic():
         row = Deployment.objects.select_for_update().get(pk=deployment.pk)
         before = _set(row, changes)
         check_options(row)
         row.save(update_fields=list(changes))
-        bump("deployment.configured", row.name, actor, reason, {"from": before, "to": changes})
+        details: dict[str, Any] = {"from": before, "to": changes}
+        if unchecked:
+            details["unchecked"] = unchecked
+        bump("deployment.configured", row.name, actor, reason, details)
     return row
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 from inference.capacity.abilities import LIMITED, what_it_can
 from inference.models import Deployment, Device, Node
 from inference.notify import connection
-from inference.protocol import CHECK_TTL_S, CheckRequest, EngineOptions, checks_key, node_channel
+from inference.protocol import CHECK_TTL_S, NOT_HERE, CheckRequest, EngineOptions, checks_key, node_channel
 from mmserve.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -74,16 +74,21 @@ def check_abilities(deployment: Deployment) -> None:
             )
 
 
-def check_with_engine(deployment: Deployment, changed: Iterable[str]) -> None:
+def check_with_engine(deployment: Deployment, changed: Iterable[str]) -> str:
     """Ask a node for what vLLM's own argument classes say; without a node in time, its load will tell.
 
-    Call it outside a transaction: it waits for up to ANSWER_WITHIN_S seconds.
+    Returns why nobody could be asked; empty: it was checked, or there is nothing to check. Call it outside a
+    transaction: it waits for up to ANSWER_WITHIN_S seconds.
     """
     fields = [field for field in changed if field in ENGINE_FIELDS]
     cutoff = timezone.now() - timedelta(seconds=ASKED_LATELY_S)
     node = Node.objects.filter(last_seen__gte=cutoff, template_ready=True).order_by("name").first()
-    if not fields or node is None or not deployment.version.facts:
-        return
+    if not fields:
+        return ""
+    if not deployment.version.facts:
+        return "its files are not here yet"
+    if node is None:
+        return "no node is up"
     asked = CheckRequest(
         reply_to=f"mmserve:check:{uuid.uuid4().hex}",
         version=deployment.version_id,
@@ -97,12 +102,16 @@ def check_with_engine(deployment: Deployment, changed: Iterable[str]) -> None:
         found = client.blpop([asked.reply_to], timeout=ANSWER_WITHIN_S)
     except redis.RedisError as error:
         log.warning("options of %s were not checked by an engine: %s", deployment, error)
-        return
-    why = bytes(found[1]).decode() if found else ""  # type: ignore[arg-type]
+        return "Redis cannot be reached"
+    answer = bytes(found[1]) if found else b""  # type: ignore[arg-type]
     if found is None:
         log.warning("options of %s were not checked by an engine: %s did not answer", deployment, node)
-    elif why:
+        return f"node {node} did not answer"
+    if answer == NOT_HERE:
+        return f"its files are not on node {node}"
+    if why := answer.decode():
         raise InvalidRequest(f"{named(why, fields)}: {in_our_words(why)}", param=named(why, fields))
+    return ""
 
 
 def named(why: str, fields: list[str]) -> str:

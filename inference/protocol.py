@@ -105,6 +105,7 @@ def checks_key(node: str) -> str:
 
 
 CHECK_TTL_S = 30
+NOT_HERE = b"not here"  # the answer of a node that has not the version's files
 # Redis string: since when (unix time) each deployment that is not up is asked for (JSON, by name).
 ASKED_KEY = "mmserve:asked"
 

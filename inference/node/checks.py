@@ -10,7 +10,7 @@ from django.conf import settings
 
 from inference.node.supervisor import ReplicaSupervisor
 from inference.notify import connection
-from inference.protocol import CheckRequest, OptionsCheck, checks_key
+from inference.protocol import NOT_HERE, CheckRequest, OptionsCheck, checks_key
 from registry import cache
 from registry.models import ModelVersion
 
@@ -28,7 +28,7 @@ def answer_checks(node: str, supervisor: ReplicaSupervisor) -> None:
         asked = msgspec.json.decode(packet, type=CheckRequest)
         version = ModelVersion.objects.filter(pk=asked.version).first()
         if version is None or not cache.is_here(version):
-            connection().rpush(asked.reply_to, b"")
+            connection().rpush(asked.reply_to, NOT_HERE)
             continue
         try:
             # Of the files only the configuration is read: nothing is hashed for it.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from typing import Any
 
 import msgspec
 import pytest
+import redis
 from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
@@ -14,7 +16,7 @@ from rest_framework.test import APIClient
 
 from inference.models import Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection
-from inference.protocol import ASKED_KEY, ReplicaBeat, beat_key
+from inference.protocol import ASKED_KEY, NOT_HERE, ReplicaBeat, beat_key, checks_key
 from inference.reconcile import give_up
 from registry import actions
 from registry.models import Event, Model, ModelVersion, VersionState
@@ -325,6 +327,32 @@ def test_a_deployment_that_sleeps_goes_with_its_model(manager: APIClient, deploy
 
     assert manager.delete("/v1/models/acme/echo").status_code == 200
     assert not Deployment.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(None, "no node is up"), (NOT_HERE, "its files are not on node here"), (b"", None)],
+)
+def test_the_event_says_whether_an_engine_checked_the_options(
+    manager: APIClient, deployment: Deployment, redis_url: str, answer: bytes | None, why: str | None
+) -> None:
+    ModelVersion.objects.update(facts={"vocabulary": 1000})
+    Node.objects.all().delete()
+    path, client = f"/v1/registry/deployments/{deployment.pk}", redis.Redis.from_url(redis_url)
+
+    def answers() -> None:
+        asked = client.blpop([checks_key("here")], timeout=20)
+        assert asked is not None
+        client.rpush(msgspec.json.decode(asked[1])["reply_to"], answer)  # type: ignore[arg-type]
+
+    node = threading.Thread(target=answers)
+    if answer is not None:
+        Node.objects.create(name="here", last_seen=timezone.now(), template_ready=True)
+        node.start()
+    assert manager.patch(path, {"max_streams": 8}, format="json").status_code == 200
+    if answer is not None:
+        node.join(20)
+    assert Event.objects.get(kind="deployment.configured").data.get("unchecked") == why
 
 
 def test_a_deployments_options_change_by_patch(manager: APIClient, deployment: Deployment) -> None:
