@@ -206,7 +206,7 @@ class ReplicaSupervisor:
         return ReplicaExit(engine.spec.replica, engine.pid, _reason(code, engine, tail), tail, code)
 
     def _watch(self, engine: _Engine, now: float) -> None:
-        """A process that is there is not yet one that works: running requests must make steps."""
+        """A process that is there is not yet one that works: requests in hand must make steps."""
         if self._beat is None or engine.killed_because:
             return
         try:
@@ -219,7 +219,7 @@ class ReplicaSupervisor:
                 engine.progress_at = now  # it has not beaten yet: still starting
             elif now - engine.progress_at > self._silent_after_s:
                 self._kill(engine, f"no heartbeat for {self._silent_after_s:.0f} s")
-        elif beat.running == 0 or beat.steps != engine.steps:
+        elif beat.running + beat.waiting == 0 or beat.steps != engine.steps:
             engine.steps = beat.steps
             engine.progress_at = now
         elif now - engine.progress_at > self._stuck_after_s:
