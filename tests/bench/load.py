@@ -72,6 +72,7 @@ class Answer:
     tokens: int
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt
+    number: int = 0  # of its request, in the order in which they were sent
 
 
 @dataclass(slots=True)
@@ -112,6 +113,7 @@ class _Run:
         self.left = total
         self.until = until
         self.result = Result()
+        self.sent = 0
         self.open = 0
         self.idle = asyncio.get_running_loop().create_future()
 
@@ -123,6 +125,7 @@ class _Run:
             if self.left == 0:
                 return None
             self.left -= 1
+        self.sent += 1
         return next(self.requests)
 
     def fail(self, problem: str) -> None:
@@ -160,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self.head_size = 0
         self.first = 0.0
         self.asking = True
+        self.number = self.run.sent - 1
         self.sent = time.perf_counter()
         self.transport.write(request)
 
@@ -204,7 +208,9 @@ class _Connection(asyncio.Protocol):
             tokens = _COMPLETION_TOKENS.findall(body)
             chunks = len(_ANY_CONTENT.findall(body))
             prompt, cached = (_last(found.findall(body)) for found in (_PROMPT_TOKENS, _CACHED_TOKENS))
-            answer = Answer(self.sent, self.first, ended, chunks, int(tokens[-1]), prompt, cached)
+            answer = Answer(
+                self.sent, self.first, ended, chunks, int(tokens[-1]), prompt, cached, self.number
+            )
             self.run.result.answers.append(answer)
         self.ask()
 
