@@ -7,9 +7,12 @@ Redis has lost, or never had, is opened again from the stored usage.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from redis.exceptions import RedisError
 
 from inference.gateway.redis_batch import RedisBatch, Script
 from mmserve.errors import Unavailable
@@ -24,10 +27,14 @@ from routing.core.cost import (
 )
 from routing.core.records import USAGE_STREAM, Spent
 
+log = logging.getLogger(__name__)
+
 SOURCE_TIMEOUT_S = 5.0
 # What is held comes back to its budgets, and to its key, this long after the last renewal.
 LEASE_S = 30.0
 HEARD_FOR_S = 1.0
+# Every gateway has heard of a new budget by then: what one settled without it is counted from its record.
+LOOK_AGAIN_S = 5.0
 
 
 SpendSource = Callable[[BudgetEntry, float], Awaitable[Spent]]
@@ -58,6 +65,7 @@ class Ledgers:
         self._fast = fast
         self._source = source
         self._opening: dict[str, asyncio.Task[None]] = {}
+        self._looking: set[asyncio.Task[None]] = set()
         # What this gateway's requests hold; the runtime says it.
         self.in_flight: Callable[[], Iterable[Reservation]] = tuple
         # Members whose admission has not been answered yet: whether they hold anything is for it to say.
@@ -74,7 +82,18 @@ class Ledgers:
             task.add_done_callback(lambda _: self._opening.pop(place, None))
         await asyncio.shield(task)
 
-    async def _open_now(self, budget: BudgetEntry) -> None:
+    def _look_again(self, budget: BudgetEntry) -> None:
+        task = asyncio.create_task(self._counted_again(budget))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _counted_again(self, budget: BudgetEntry) -> None:
+        try:
+            await self._open_now(budget, again=True)
+        except (Unavailable, RedisError, OSError, TimeoutError) as error:
+            log.warning("the %s is not counted again: %s", budget.name, error)
+
+    async def _open_now(self, budget: BudgetEntry, *, again: bool = False) -> None:
         now = time.time()
         try:
             async with asyncio.timeout(SOURCE_TIMEOUT_S):
@@ -85,8 +104,9 @@ class Ledgers:
                 f"What the {budget.name} has spent cannot be read: no answer from the database.",
                 retry_after_s=1.0,
             ) from error
-        # What is in flight here is held from the new ledger's first moment on.
-        await self.renew([one for one in self.in_flight() if budget in one.budgets], LEASE_S)
+        if not again:
+            # What is in flight here is held from the new ledger's first moment on.
+            await self.renew([one for one in self.in_flight() if budget in one.budgets], LEASE_S)
         start = period_start(budget.period, now)
         await self._fast.call(
             self._open,
@@ -99,8 +119,11 @@ class Ledgers:
                 budget.subject,
                 start.timestamp() if start else 0,
                 budget.place,
+                "again" if again else "",
             ],
         )
+        if not again:
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, budget)
 
     async def renew(self, reservations: Iterable[Reservation], lease_s: float) -> None:
         """Hold on to what is held for requests in flight."""

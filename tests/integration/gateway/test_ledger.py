@@ -17,6 +17,7 @@ import redis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from inference.gateway import ledger as ledger_module
 from inference.gateway import runtime
 from inference.gateway.admission import Admission, Refused
 from inference.gateway.auth import KeyGrant
@@ -272,6 +273,24 @@ async def test_a_lost_ledger_is_opened_from_the_rows_and_what_the_stream_still_h
             "spent_nano": 3500,
             "held_nano": 5000,
         }
+
+
+async def test_what_a_gateway_settled_before_it_heard_of_a_budget_is_counted_from_its_record(
+    redis_url, monkeypatch
+):
+    monkeypatch.setattr(ledger_module, "LOOK_AGAIN_S", 0.2)
+    entry = budget(10_000)
+    async with door(redis_url) as gateway:
+        gateway.settle(await gateway.admit(100, entry), 60)
+        held = await gateway.admit(100, entry)
+        await gateway.redis.xadd(USAGE_STREAM, {"record": msgspec.json.encode(record(500))})
+        async with asyncio.timeout(30):
+            while (found := await gateway.ledger(entry))["spent_nano"] < 560:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert found["held_nano"] == 100
+        gateway.settle(held, 40)
+        await gateway.settled(3)
+        assert ((found := await gateway.ledger(entry))["spent_nano"], found["held_nano"]) == (600, 0)
 
 
 async def test_a_database_that_is_away_stops_only_what_has_to_ask_it(redis_url):
