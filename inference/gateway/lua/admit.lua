@@ -39,8 +39,6 @@ local function answer(verdict, wait_s, budget, left)
           math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting, budget or 0, left or 0}
 end
 
-local function whole(number) return string.format('%.0f', number) end
-
 -- What was held by the dead: looked for when there is not enough, and at each renewal.
 local function given_back()
   local back = {}
@@ -57,7 +55,7 @@ local function given_back()
     local state = redis.call('HGET', KEYS[10], place)
     if state then
       local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
-      redis.call('HSET', KEYS[10], place, period .. ' ' .. spent .. ' ' .. whole(tonumber(held) - nano))
+      redis.call('HSET', KEYS[10], place, string.format('%s %s %.0f', period, spent, held - nano))
     end
   end
   return next(back) ~= nil
@@ -86,7 +84,7 @@ local function refused_by_a_budget()
       return answer('budget', 0, i, left + cost)
     end
     if tightest == 0 or left < tightest_left then tightest, tightest_left = i, left end
-    reserved[2 * i - 1], reserved[2 * i] = places[i], period .. ' ' .. spent .. ' ' .. whole(held)
+    reserved[2 * i - 1], reserved[2 * i] = places[i], string.format('%s %s %.0f', period, spent, held)
   end
 end
 

@@ -26,7 +26,7 @@ for place, nano in pairs(more) do
   local state = redis.call('HGET', KEYS[1], place)
   if state then
     local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
-    redis.call('HSET', KEYS[1], place, period .. ' ' .. spent .. ' ' .. string.format('%.0f', tonumber(held) + nano))
+    redis.call('HSET', KEYS[1], place, string.format('%s %s %.0f', period, spent, held + nano))
   end
 end
 return 1

@@ -52,10 +52,10 @@ if #KEYS > 7 then
       if periods[i] and periods[i] > period then
         period, spent = periods[i], ARGV[8]
       elseif periods[i] then
-        spent = string.format('%.0f', tonumber(spent) + tonumber(ARGV[8]))
+        spent = spent + ARGV[8]
       end
       changed[#changed + 1] = place
-      changed[#changed + 1] = period .. ' ' .. spent .. ' ' .. string.format('%.0f', tonumber(held) - back[place])
+      changed[#changed + 1] = string.format('%s %.0f %.0f', period, spent, held - back[place])
     end
   end
   if #changed > 0 then redis.call('HSET', KEYS[8], unpack(changed)) end
