@@ -103,10 +103,16 @@ class Admission:
             raise Refused(error, NO_RATES)
 
     def full(
-        self, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float, now: float
+        self,
+        deployment: DeploymentEntry,
+        hold: Hold | None,
+        drain_per_s: float,
+        now: float,
+        *,
+        for_last: bool = False,
     ) -> QueueFull | None:
-        """The refusal of one more, where this process knows that there is no place for it."""
-        waiting = self.fullness.full(deployment.id, _bound(deployment, hold), now)
+        """The refusal of one more, where this process knows that there is no place; see Fullness.full."""
+        waiting = self.fullness.full(deployment.id, _bound(deployment, hold), now, for_last=for_last)
         return None if waiting is None else _full(waiting, deployment, hold, drain_per_s)
 
     async def admit(

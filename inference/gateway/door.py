@@ -202,7 +202,11 @@ class Door:
         runtime = self._runtime
         if place.error is None:
             place.error = runtime.admission.full(
-                place.deployment, place.hold, runtime.live.drain_per_s(place.deployment.id), self._clock()
+                place.deployment,
+                place.hold,
+                runtime.live.drain_per_s(place.deployment.id),
+                self._clock(),
+                for_last=True,
             )
             if place.error is None:
                 return None

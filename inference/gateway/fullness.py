@@ -12,7 +12,8 @@ TRUST_S = 0.02
 class _Queue:
     waiting: int = 0  # as Redis last said
     told_at: float = float("-inf")
-    asked: int = 0  # admissions under way, and those that stand in line for them
+    asked: int = 0  # admissions under way
+    in_line: int = 0  # who will ask next: before those who come, behind those who are being taken up
 
 
 class Fullness:
@@ -21,28 +22,26 @@ class Fullness:
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
 
-    def full(self, deployment: str, bound: int, now: float) -> int | None:
+    def full(self, deployment: str, bound: int, now: float, *, for_last: bool = False) -> int | None:
         """How many wait, if one more would certainly be refused; None: ask Redis.
 
-        Those that this process is asking Redis to admit at this moment, or is going to, count as waiting.
+        Those that this process is asking Redis to admit at this moment count as waiting; for the last one in line,
+        also those before it.
         """
         queue = self._queues.get(deployment)
         if queue is None:
             return None
         told = queue.waiting if now - queue.told_at < TRUST_S else 0
-        waiting = told + queue.asked
+        waiting = told + queue.asked + (queue.in_line if for_last else 0)
         return waiting if waiting >= bound else None
 
     def ask(self, deployment: str) -> None:
         """Redis is being asked to admit one."""
-        self.lined_up(deployment, 1)
+        self._queue(deployment).asked += 1
 
     def lined_up(self, deployment: str, change: int) -> None:
-        """So many more (or fewer) are going to ask."""
-        queue = self._queues.get(deployment)
-        if queue is None:
-            queue = self._queues[deployment] = _Queue()
-        queue.asked += change
+        """So many more (or fewer) stand in line to ask."""
+        self._queue(deployment).in_line += change
 
     def answered(self, deployment: str, waiting: int | None, now: float) -> None:
         """Redis said how many wait now; None: it did not answer."""
@@ -56,3 +55,9 @@ class Fullness:
         queue = self._queues.get(deployment)
         if queue is not None:
             queue.waiting -= 1
+
+    def _queue(self, deployment: str) -> _Queue:
+        queue = self._queues.get(deployment)
+        if queue is None:
+            queue = self._queues[deployment] = _Queue()
+        return queue

@@ -49,6 +49,7 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._lines = self._socket.makefile("rb")
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -58,15 +59,15 @@ class Client:
 
     def answer(self) -> tuple[int, dict[str, str], dict[str, Any]]:
         """Status, headers and JSON body of the next response."""
-        with self._socket.makefile("rb") as lines:
-            status = int(lines.readline().split()[1])
-            headers = {}
-            while (line := lines.readline().strip()) != b"":
-                name, _, value = line.decode().partition(":")
-                headers[name.lower()] = value.strip()
-            return status, headers, json.loads(lines.read(int(headers["content-length"])))
+        status = int(self._lines.readline().split()[1])
+        headers = {}
+        while (line := self._lines.readline().strip()) != b"":
+            name, _, value = line.decode().partition(":")
+            headers[name.lower()] = value.strip()
+        return status, headers, json.loads(self._lines.read(int(headers["content-length"])))
 
     def close(self) -> None:
+        self._lines.close()
         self._socket.close()
 
 

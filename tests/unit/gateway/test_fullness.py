@@ -41,3 +41,16 @@ def test_those_that_are_being_admitted_count_as_waiting() -> None:
 
     known.answered("echo", 2, 0.0)
     assert known.full("echo", 3, 0.0) == 3, "two wait, one is being admitted"
+
+
+def test_those_in_line_are_before_who_comes_and_behind_who_is_taken_up():
+    known = Fullness()
+    known.lined_up("echo", 8)
+
+    assert known.full("echo", 8, 1.0, for_last=True) == 8
+    assert known.full("echo", 8, 1.0) is None
+
+    known.lined_up("echo", -1)
+    known.ask("echo")
+    assert known.full("echo", 8, 1.0, for_last=True) == 8
+    assert known.full("echo", 8, 1.0) is None
