@@ -98,22 +98,15 @@ class Admission:
         self, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float, now: float
     ) -> None:
         """Refused without a round trip, where this process knows that there is no place; ``now`` is monotonic."""
-        error = self.full(deployment, hold, drain_per_s, now)
-        if error is not None:
-            raise Refused(error, NO_RATES)
+        waiting = self.waiting_if_full(deployment, hold, now)
+        if waiting is not None:
+            raise Refused(full(waiting, deployment, hold, drain_per_s), NO_RATES)
 
-    def full(
-        self,
-        deployment: DeploymentEntry,
-        hold: Hold | None,
-        drain_per_s: float,
-        now: float,
-        *,
-        for_last: bool = False,
-    ) -> QueueFull | None:
-        """The refusal of one more, where this process knows that there is no place; see Fullness.full."""
-        waiting = self.fullness.full(deployment.id, _bound(deployment, hold), now, for_last=for_last)
-        return None if waiting is None else _full(waiting, deployment, hold, drain_per_s)
+    def waiting_if_full(
+        self, deployment: DeploymentEntry, hold: Hold | None, now: float, *, for_last: bool = False
+    ) -> int | None:
+        """How many wait, if there is no place for one more; see Fullness.full."""
+        return self.fullness.full(deployment.id, _bound(deployment, hold), now, for_last=for_last)
 
     async def admit(
         self,
@@ -205,7 +198,7 @@ class Admission:
             raise Refused(_over_budget(budgets[at - 1], reservation.nano, nano_left), rates)
         if verdict != b"ok":
             if verdict == b"queue":
-                raise Refused(_full(before, deployment, hold, drain_per_s), rates)
+                raise Refused(full(before, deployment, hold, drain_per_s), rates)
             raise Refused(_limited(verdict, wait_ms / 1000, grant), rates)
         return rates
 
@@ -340,7 +333,8 @@ def _bound(deployment: DeploymentEntry, hold: Hold | None) -> int:
     return deployment.limits.queue_bound if hold is None else deployment.limits.hold_bound
 
 
-def _full(waiting: int, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float) -> QueueFull:
+def full(waiting: int, deployment: DeploymentEntry, hold: Hold | None, drain_per_s: float) -> QueueFull:
+    """The refusal of one more than may wait."""
     if hold is not None:
         return hold.full(waiting)
     bound = deployment.limits.queue_bound

@@ -221,6 +221,7 @@ class Connection:
         _stock_data_received(self._channel, data)
 
     def tell(self, answer: bytes) -> None:
+        self.waiting = None
         self._channel.resetTimeout()
         transport = self._channel.transport
         if isinstance(transport, TcpConnection) and not unsent_bytes(transport):

@@ -3,8 +3,8 @@
 To take a request up costs several times what it costs to refuse it. Whoever takes up two thousand in the order in
 which they came tells the last ones after a second that there had only been room for five hundred. So a few are taken
 up in each turn of the event loop; the others are looked at (:mod:`inference.gateway.glimpse`), and either stand in
-line, first come first served, or are refused. Only certain refusals are made here: whoever could have another choice,
-or is in an experiment, or is not known yet, goes the usual way.
+line, first come first served, or are refused. Whoever could have another choice, or is in an experiment, or is not
+known yet, is not refused here, but goes the usual way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.gateway import metrics
+from inference.gateway.admission import full
 from inference.gateway.auth import INFER, KeyGrant
 from inference.gateway.bodies import parse
 from inference.gateway.chunks import encode
@@ -32,8 +33,8 @@ from routing.core.table import DeploymentEntry
 
 # Taken up in one turn of the event loop: what a refusal may have to wait for.
 AT_ONCE = 4
-# Who came since the last turn: from so many on, only one is taken up, and none until so long after the last one.
-POURING = 20
+# While so many come, more than can be taken up, only one is, and none until so long after the last one.
+POURING_PER_S = 10_000
 PATIENCE_S = 0.005
 # For how long is believed which queue a key's requests for a model go to, and what its refusal says.
 BELIEVED_S = 0.02
@@ -62,8 +63,10 @@ class Waiting:
 
     caller: Caller
     data: bytes
+    seen: Glimpse
     deployment: str | None = None  # whose queue has one more because of it
     taken: bool = False
+    grew: bool = False
 
 
 @dataclass(slots=True)
@@ -77,6 +80,7 @@ class _Place:
     head: bytes = b""
     body: bytes = b""
     error: QueueFull | None = None
+    said_at: float = 0.0
     refused: Counter[Endpoint] = field(default_factory=Counter)
 
 
@@ -88,7 +92,9 @@ class Door:
         self._clock = clock
         self._line: deque[Waiting] = deque()
         self._line_bytes = 0
-        self._came = 0  # since the last turn
+        self._counted_at = float("-inf")
+        self._came = 0  # since then
+        self._poured = False
         self._taken = 0
         self._took_up_at = float("-inf")
         self._turning = False
@@ -104,8 +110,12 @@ class Door:
             caller.take_up(data)
             return None
         self._turn_later()
+        if not self._came:
+            self._counted_at = self._clock()
         self._came += 1
-        if not self._line and self._taken < AT_ONCE:
+        fullness = self._runtime.admission.fullness
+        free = not self._line and self._taken < AT_ONCE
+        if free and self._clock() - fullness.refused_at > BELIEVED_S:
             self._taken += 1
             caller.take_up(data)
             return None
@@ -115,21 +125,26 @@ class Door:
             return None
         place = self._place_of(seen)
         if place is not None:
-            answer = self._refusal(place, seen)
+            answer = self._refusal(place, seen, for_last=True)
             if answer is not None:
                 caller.tell(answer)
                 return None
-        waiting = Waiting(caller, data)
+        waiting = Waiting(caller, data, seen)
         if place is not None:
             waiting.deployment = place.deployment.id
-            self._runtime.admission.fullness.lined_up(place.deployment.id, 1)
-        self._line.append(waiting)
+            fullness.lined_up(place.deployment.id)
         self._line_bytes += len(data)
+        if free:
+            self._taken += 1
+            self._take_up(waiting)
+            return None
+        self._line.append(waiting)
         return waiting
 
     def more(self, waiting: Waiting, data: bytes) -> None:
         """The client of one in line goes on sending; nobody is waited for who sends much."""
         waiting.data += data
+        waiting.grew = True
         self._line_bytes += len(data)
         if self._line_bytes > MAX_LINE_BYTES:
             self._take_up(waiting)
@@ -143,26 +158,53 @@ class Door:
         """Once in a turn of the event loop, while somebody comes or stands in line."""
         self._turning = False
         self._report()
+        now = self._clock()
         most = AT_ONCE
-        if self._came >= POURING:  # to tell them comes first
-            most = 1 if self._clock() - self._took_up_at > PATIENCE_S else 0
-        self._came = self._taken = 0
+        if self._pours(now):  # to tell them comes first
+            most = 1 if now - self._took_up_at > PATIENCE_S else 0
+        self._taken = 0
         while self._line and self._taken < most:
             waiting = self._line.popleft()
-            if not waiting.taken:
+            if waiting.taken:
+                continue
+            answer = self._late_refusal(waiting)
+            if answer is None:
                 self._taken += not waiting.caller.is_gone()
                 self._take_up(waiting)
+            else:
+                self._leaves(waiting)
+                waiting.caller.tell(answer)
         if self._line:
             self._turn_later()
 
-    def _take_up(self, waiting: Waiting) -> None:
+    def _pours(self, now: float) -> bool:
+        passed_s = now - self._counted_at
+        if passed_s > PATIENCE_S:
+            self._poured = self._came >= POURING_PER_S * passed_s
+            self._came = 0
+        return self._poured or self._came >= POURING_PER_S * PATIENCE_S
+
+    def _late_refusal(self, waiting: Waiting) -> bytes | None:
+        """For whom there seemed to be a place, and is none: others took it."""
+        if waiting.deployment is None or waiting.grew or waiting.caller.is_gone():
+            return None
+        place = self._place_of(waiting.seen)
+        return None if place is None else self._refusal(place, waiting.seen, for_last=False)
+
+    def _leaves(self, waiting: Waiting) -> None:
         waiting.taken = True
         self._line_bytes -= len(waiting.data)
         if waiting.deployment is not None:
-            self._runtime.admission.fullness.lined_up(waiting.deployment, -1)
-        if not waiting.caller.is_gone():
-            self._took_up_at = self._clock()
-            waiting.caller.take_up(waiting.data)
+            self._runtime.admission.fullness.left_line(waiting.deployment)
+
+    def _take_up(self, waiting: Waiting) -> None:
+        self._leaves(waiting)
+        if waiting.caller.is_gone():
+            return
+        self._took_up_at = self._clock()
+        if waiting.deployment is not None:
+            self._runtime.admission.fullness.taken_up(waiting.deployment, self._took_up_at)
+        waiting.caller.take_up(waiting.data)
 
     def _place_of(self, seen: Glimpse) -> _Place | None:
         now = self._clock()
@@ -197,20 +239,18 @@ class Door:
         hold = None if load is not None and load.ready else hold_of(deployment, runtime.live)
         return _Place(grant, deployment, hold, slate.route or "")
 
-    def _refusal(self, place: _Place, seen: Glimpse) -> bytes | None:
+    def _refusal(self, place: _Place, seen: Glimpse, *, for_last: bool) -> bytes | None:
         """The whole response, if there is certainly no place; None: stand in line."""
         runtime = self._runtime
-        if place.error is None:
-            place.error = runtime.admission.full(
-                place.deployment,
-                place.hold,
-                runtime.live.drain_per_s(place.deployment.id),
-                self._clock(),
-                for_last=True,
-            )
-            if place.error is None:
-                return None
+        now = self._clock()
+        waiting = runtime.admission.waiting_if_full(place.deployment, place.hold, now, for_last=for_last)
+        if waiting is None:
+            return None
+        if place.error is None or now - place.said_at > BELIEVED_S:
+            drain_per_s = runtime.live.drain_per_s(place.deployment.id)
+            place.error = full(waiting, place.deployment, place.hold, drain_per_s)
             place.head, place.body = _response(place.error, runtime.table.revision)
+            place.said_at = now
         generator = runtime.generator
         if generator.keeps(place.error):
             try:
@@ -231,9 +271,8 @@ class Door:
     def _report(self) -> None:
         """Count what was refused since the last time."""
         for (_, model), place in self._places.items():
-            if place is not None and place.error is not None:
+            if place is not None and place.refused:
                 self._count(self._runtime.generator, model, place)
-                place.error = None
 
     @staticmethod
     def _count(generator: Generator, model: str, place: _Place) -> None:

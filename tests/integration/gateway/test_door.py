@@ -17,6 +17,7 @@ import pytest
 import redis as redis_sync
 
 from inference.gateway.config import GatewayConfig
+from inference.gateway.fullness import TRUST_S
 from inference.gateway.usage import USAGE_STREAM
 from routing.core.records import DECISIONS_KEY
 from tests.integration.gateway.conftest import KEY
@@ -86,6 +87,7 @@ async def started(port: int) -> None:
             "/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {KEY}"}
         )
         assert answer.status_code == 200
+    await asyncio.sleep(2 * TRUST_S)  # for so long its job is believed to wait
 
 
 def with_an_answer(clients: list[Client]) -> list[Client]:
@@ -109,6 +111,7 @@ async def test_of_a_burst_the_bound_is_answered_and_the_rest_told_at_once(daphne
         at_once = await all_answers(told)
         engine.pulling.set()
         taken = await all_answers([client for client in crowd if client not in told])
+        await asyncio.sleep(2 * TRUST_S)  # for so long the queue is believed to be full
         # The connections of the refused ones are as good as before.
         told[-1].send(ASK)
         again = await asyncio.to_thread(told[-1].answer)

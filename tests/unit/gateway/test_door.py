@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from inference.gateway import door as module
-from inference.gateway.door import AT_ONCE, PATIENCE_S, POURING, Door
+from inference.gateway.door import AT_ONCE, PATIENCE_S, POURING_PER_S, Door
+from inference.gateway.fullness import Fullness
 
 ASK = b'POST /v1/completions HTTP/1.1\r\nauthorization: Bearer k\r\ncontent-length: 13\r\n\r\n{"model":"a"}'
 
@@ -39,7 +40,7 @@ def taken() -> list[tuple[int, bytes]]:
 
 @pytest.fixture
 def door() -> Door:
-    runtime: Any = SimpleNamespace(is_ready=False)
+    runtime: Any = SimpleNamespace(is_ready=False, admission=SimpleNamespace(fullness=Fullness()))
     return Door(runtime)
 
 
@@ -62,14 +63,15 @@ async def test_a_few_are_taken_up_in_each_turn_in_the_order_in_which_they_came(d
 
 async def test_while_they_pour_in_to_look_at_them_comes_first(taken):
     now = 0.0
-    runtime: Any = SimpleNamespace(is_ready=False)
+    runtime: Any = SimpleNamespace(is_ready=False, admission=SimpleNamespace(fullness=Fullness()))
     door = Door(runtime, clock=lambda: now)
     for expected in (AT_ONCE + 1, AT_ONCE + 1, AT_ONCE + 2):
-        for name in range(POURING):
+        for name in range(int(POURING_PER_S * PATIENCE_S)):
             door.came(Caller(name, taken), ASK)
         await turns(1)
         assert len(taken) == expected
         now += 0.6 * PATIENCE_S
+    now += PATIENCE_S
     await turns(1)
     assert len(taken) == 2 * AT_ONCE + 2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference.gateway.fullness import TRUST_S, Fullness
+from inference.gateway.fullness import STALE_S, TRUST_S, Fullness
 
 
 def test_of_a_queue_that_nobody_asked_for_redis_is_asked() -> None:
@@ -45,12 +45,36 @@ def test_those_that_are_being_admitted_count_as_waiting() -> None:
 
 def test_those_in_line_are_before_who_comes_and_behind_who_is_taken_up():
     known = Fullness()
-    known.lined_up("echo", 8)
-
+    for _ in range(8):
+        known.lined_up("echo")
     assert known.full("echo", 8, 1.0, for_last=True) == 8
     assert known.full("echo", 8, 1.0) is None
 
-    known.lined_up("echo", -1)
+    known.left_line("echo")
+    known.taken_up("echo", 1.0)
+    assert known.full("echo", 8, 1.0, for_last=True) == 8
     known.ask("echo")
     assert known.full("echo", 8, 1.0, for_last=True) == 8
     assert known.full("echo", 8, 1.0) is None
+
+
+def test_who_was_taken_up_and_never_asked_is_forgotten():
+    known = Fullness()
+    known.lined_up("echo")
+    known.left_line("echo")
+    known.taken_up("echo", 1.0)
+
+    assert known.full("echo", 1, 1.0, for_last=True) == 1
+    assert known.full("echo", 1, 1.0 + TRUST_S, for_last=True) is None
+
+
+def test_when_nobody_has_asked_for_a_moment_one_at_a_time_does():
+    known = Fullness()
+    known.ask("echo")
+    known.answered("echo", 8, 1.0)
+
+    a_moment_later = 1.0 + 2 * TRUST_S
+    assert known.full("echo", 8, a_moment_later, for_last=True) is None
+    known.lined_up("echo")
+    assert known.full("echo", 8, a_moment_later, for_last=True) == 9
+    assert known.full("echo", 8, 1.0 + 2 * STALE_S, for_last=True) is None
