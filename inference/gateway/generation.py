@@ -550,30 +550,23 @@ class Generator:
         self, plan: Plan, grant: KeyGrant, facts: RequestFacts, decision: Decision, error: MmserveError
     ) -> None:
         error.decision_id = decision.id
-        code = error.error_code or "error"
-        route = route_of(decision)
-        record = UsageRecord(
+        record = _refused(
+            grant,
+            error,
             request_id=decision.id,
-            key=grant.id,
-            team=grant.team,
             model=plan.model,
-            route=route,
+            route=route_of(decision),
             # Without a choice it is the route's own name, and no version's.
             served_id=decision.served_id if "@" in decision.served_id else "",
-            deployment="",
             endpoint=plan.endpoint,
-            outcome=code,
-            status=error.status,
-            at=time.time(),
             stream=plan.stream,
-            attempts=0,
         )
         if decision.assignments and counts_for_its_arm(record):
             record.assignments, record.units = exposures_of(decision)
             self._admission.note(record)
         else:
             self.refusals.count(record)
-        if self._log.wants(code):
+        if self._log.wants(record.outcome):
             facts = with_traits(facts, plan, self._table())
             written = decision_record(grant, plan.endpoint, facts, decision, record)
             self._admission.note(decision_id=decision.id, decision=written)
@@ -601,24 +594,17 @@ class Generator:
         times: int,
     ) -> None:
         """Count requests of one kind that were refused without a decision that is kept."""
-        self.refusals.count(
-            UsageRecord(
-                request_id=new_id(),
-                key=grant.id,
-                team=grant.team,
-                model=model,
-                route=route,
-                served_id=served_id,
-                deployment="",
-                endpoint=endpoint,
-                outcome=error.error_code or "error",
-                status=error.status,
-                at=time.time(),
-                stream=False,
-                count=times,
-                attempts=0,
-            )
+        record = _refused(
+            grant,
+            error,
+            request_id=new_id(),
+            model=model,
+            route=route,
+            served_id=served_id,
+            endpoint=endpoint,
+            count=times,
         )
+        self.refusals.count(record)
 
     def flush_refusals(self) -> None:
         """Write down what was refused since the last time."""
@@ -639,6 +625,37 @@ class Generator:
             for replica in self._live.replicas(flight.deployment.id):
                 self._controls.cancel(replica, flight.job_id)
         return withdrawn
+
+
+def _refused(
+    grant: KeyGrant,
+    error: MmserveError,
+    *,
+    request_id: str,
+    model: str,
+    route: str,
+    served_id: str,
+    endpoint: str,
+    stream: bool = False,
+    count: int = 1,
+) -> UsageRecord:
+    """What is written down of refused requests: they used nothing, and no deployment."""
+    return UsageRecord(
+        request_id=request_id,
+        key=grant.id,
+        team=grant.team,
+        model=model,
+        route=route,
+        served_id=served_id,
+        deployment="",
+        endpoint=endpoint,
+        outcome=error.error_code or "error",
+        status=error.status,
+        at=time.time(),
+        stream=stream,
+        count=count,
+        attempts=0,
+    )
 
 
 def _beyond(plan: Plan, deployment: DeploymentEntry) -> bool:
