@@ -109,8 +109,10 @@ def test_the_state_of_each_gateway_process_and_the_worst_one_are_shown(
     failing, other = opened(), opened()
     failing.do(ask_often)
     other.do(ask)
-    found = shown(manager, lambda now: worst(now) == {"first": "open", "second": "closed"})
-    assert len(found["processes"]) == 2
+    found = shown(
+        manager,
+        lambda now: len(now["processes"]) == 2 and worst(now) == {"first": "open", "second": "closed"},
+    )
     first = found["breakers"][0]
     assert (first["deployment"], first["version"]) == ("first", "first@1")
     assert sorted(first["processes"].values()) == ["closed", "open"]
