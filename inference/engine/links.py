@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import redis.asyncio
 from channels_redis.pubsub import RedisPubSubChannelLayer
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+from inference.redis_client import redis_client
 
 # redis-py raises OSError's children, too, when a socket goes.
 REDIS_TROUBLE = (RedisError, OSError, asyncio.TimeoutError)
@@ -17,9 +19,9 @@ REDIS_TROUBLE = (RedisError, OSError, asyncio.TimeoutError)
 logger = logging.getLogger(__name__)
 
 
-def open_client(redis_url: str) -> redis.asyncio.Redis:
+def open_client(redis_url: str) -> Redis:
     """A client that never repeats a command by itself: a pull repeated would leave jobs behind."""
-    return redis.asyncio.Redis.from_url(
+    return redis_client(
         redis_url,
         socket_timeout=10.0,
         socket_connect_timeout=5.0,

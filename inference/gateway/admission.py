@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +19,19 @@ from inference.gateway.ledger import (
     Ledgers,
     Reservation,
     SpendSource,
+    charged,
     nothing_spent,
-    settlement,
 )
 from inference.gateway.redis_batch import RedisBatch, Script
 from inference.gateway.rqjob import QUEUES_KEY, job_fields, job_key, queue_key
-from inference.gateway.usage import USAGE_STREAM, UsageRecord
+from inference.gateway.settling import Settlement, Settler
+from inference.gateway.usage import UsageRecord
 from inference.protocol import CONTROLLER_CHANNEL, PRIORITIES, GenerateRequest, bell_key, queue_name
 from mmserve.errors import InsufficientQuota, MmserveError, QueueFull, RateLimitExceeded
 from routing.core.cost import HELD_KEY, LEDGERS_KEY, NOBODY_PAYS, BudgetEntry, Period, in_usd
-from routing.core.records import DECISIONS_KEY, USAGE_LOST_KEY, decision_key
 from routing.core.table import DeploymentEntry
+
+encode = msgspec.json.Encoder().encode
 
 RENEW_LEASES_S = 10.0
 MIN_RETRY_S = 1.0
@@ -68,7 +69,7 @@ def lease_key(grant_id: str) -> str:
 
 
 class Admission:
-    """Writes jobs and settles them; ``fast`` is waited for, ``later`` is not."""
+    """Writes jobs, which is waited for, and settles them, which is not."""
 
     def __init__(
         self,
@@ -76,19 +77,16 @@ class Admission:
         config: GatewayConfig,
         *,
         fast: RedisBatch,
-        later: RedisBatch,
+        settler: Settler,
         spend_source: SpendSource = nothing_spent,
     ) -> None:
         self._config = config
         self.ledgers = Ledgers(fast, spend_source)
         self.left = BudgetsLeft()
-        self._settled_key = f"mmserve:settled:{secrets.token_hex(8)}"
-        self._settlements = 0
         self._redis = redis
         self._fast = fast
-        self._later = later
+        self.settler = settler
         self._admit = Script("admit")
-        self._settle = Script("settle")
         self._wake = Script("wake")
         self._withdraw = Script("withdraw")
         self._whereabouts = Script("whereabouts")
@@ -204,7 +202,7 @@ class Admission:
 
     def wake_controller(self) -> None:
         """Let the controller look at the queues now; it looks by itself every second."""
-        self._later.post(self._wake, [], [CONTROLLER_CHANNEL])
+        self._fast.post(self._wake, [], [CONTROLLER_CHANNEL])
 
     def settle(
         self,
@@ -218,14 +216,22 @@ class Admission:
         decision: bytes = b"",
     ) -> None:
         """Refund, release, charge and record, in the background."""
-        self._post_settlement(
-            [rate_key(grant.id), lease_key(grant.id)],
-            [record.request_id, grant.tokens_per_minute or 0, reserved_tokens, used_tokens],
-            record=msgspec.json.encode(record),
-            cost_nano=record.cost_nano,
-            reservations=reservations,
-            decision_id=decision_id,
-            decision=decision,
+        payers, held = charged(reservations, time.time())
+        self.settler.post(
+            Settlement(
+                rate_key=rate_key(grant.id),
+                lease_key=lease_key(grant.id),
+                lease_member=record.request_id,
+                tokens_per_minute=grant.tokens_per_minute or 0,
+                reserved_tokens=reserved_tokens,
+                used_tokens=used_tokens,
+                record=encode(record).decode(),
+                cost_nano=record.cost_nano,
+                payers=payers,
+                held=held,
+                decision_id=decision_id,
+                decision=decision.decode(),
+            )
         )
 
     def note(
@@ -237,55 +243,16 @@ class Admission:
         reservations: Sequence[Reservation] = (),
     ) -> None:
         """Record what no key pays for: what was refused cost nothing, and the rest is on these budgets."""
-        self._post_settlement(
-            ["", ""],
-            ["", 0, 0, 0],
-            record=msgspec.json.encode(record) if record else b"",
-            cost_nano=record.cost_nano if record else 0,
-            reservations=reservations,
-            decision_id=decision_id,
-            decision=decision,
-        )
-
-    def _post_settlement(
-        self,
-        keys: list[Any],
-        args: list[Any],
-        *,
-        record: bytes,
-        decision_id: str,
-        decision: bytes,
-        cost_nano: int = 0,
-        reservations: Sequence[Reservation] = (),
-    ) -> None:
-        self._settlements += 1
-        now = time.time()
-        more_keys, more_args = settlement(reservations, now) if reservations else ([], [])
-        self._later.post(
-            self._settle,
-            [
-                *keys,
-                USAGE_STREAM,
-                self._settled_key,
-                USAGE_LOST_KEY,
-                decision_key(decision_id),
-                DECISIONS_KEY,
-                *more_keys,
-            ],
-            [
-                *args,
-                self._config.usage_maxlen,
-                record,
-                self._settlements,
-                cost_nano,
-                decision,
-                decision_id,
-                self._config.decisions_kept_s,
-                self._config.decisions_kept,
-                now,
-                *more_args,
-            ],
-            again=True,
+        payers, held = charged(reservations, time.time())
+        self.settler.post(
+            Settlement(
+                record=encode(record).decode() if record else "",
+                cost_nano=record.cost_nano if record else 0,
+                payers=payers,
+                held=held,
+                decision_id=decision_id,
+                decision=decision.decode(),
+            )
         )
 
     async def withdraw(self, job_id: str, queue: str, deployment: str) -> bool:

@@ -12,14 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
 from redis.exceptions import RedisError
 
 from inference.gateway.redis_batch import RedisBatch, Script
+from inference.gateway.settling import NOBODY
 from mmserve.errors import Unavailable
 from routing.core.cost import (
     HELD_KEY,
     LEDGERS_KEY,
-    NOBODY_PAYS,
     BudgetEntry,
     Payers,
     period_label,
@@ -50,7 +51,7 @@ class Reservation(NamedTuple):
     @property
     def member(self) -> str:
         """Its place in the zset of what is held."""
-        return f"{self.job_id}|{self.nano}|{self.budgets.places}"
+        return f"{self.job_id}|{self.nano}|{self.budgets.joined}"
 
 
 async def nothing_spent(budget: BudgetEntry, now: float) -> Spent:
@@ -154,13 +155,15 @@ class BudgetsLeft:
         return found
 
 
-def settlement(reservations: Sequence[Reservation], now: float) -> tuple[list[bytes], list[bytes | str]]:
-    """KEYS and ARGV of settle.lua for the ledgers of these reservations, each once."""
-    budgets = reservations[0].budgets if reservations else NOBODY_PAYS
+def charged(
+    reservations: Sequence[Reservation], now: float
+) -> tuple[msgspec.Raw, list[tuple[str, int, list[str]]]]:
+    """``payers`` and ``held`` of a Settlement: the budgets of these reservations, each once, and what they hold."""
+    if not reservations:
+        return NOBODY, []
+    budgets = reservations[0].budgets
     for one in reservations[1:]:
         if one.budgets is not budgets:
             budgets = Payers({budget.place: budget for budget in (*one.budgets, *budgets)}.values())
-    if not budgets:
-        return [], []
-    held = " ".join([one.member for one in reservations if one.nano])
-    return [LEDGERS_KEY, HELD_KEY], [budgets.told(now), held]
+    held = [(one.member, one.nano, one.budgets.places) for one in reservations if one.nano]
+    return msgspec.Raw(budgets.told(now)), held

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from mmserve.errors import Unavailable
 
@@ -18,26 +18,23 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
 MAX_WAITING = 20_000
-AGAIN_S = 0.25
-# A server that cannot take the command now may take it later.
-PASSING = (BusyLoadingError, ConnectionError, ReadOnlyError)
 
 
 class Script:
     """One Lua script of this package, known to Redis by its digest."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.source = files("inference.gateway").joinpath("lua", f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 class _Asked(NamedTuple):
-    """One command: ``done`` hears its answer; ``again`` means until Redis has taken it."""
+    """One command: ``done`` hears its answer."""
 
     script: Script
     command: tuple[Any, ...]
     done: asyncio.Future[Any] | None
-    again: bool = False
 
 
 class RedisBatch:
@@ -51,7 +48,6 @@ class RedisBatch:
         self._timeout_s = timeout_s
         self._waiting: deque[_Asked] = deque()
         self._wake = asyncio.Event()
-        self.dropped = 0
 
     async def call(self, script: Script, keys: list[Any], args: list[Any]) -> Any:
         """The script's answer; ``Unavailable`` when Redis cannot be reached."""
@@ -61,15 +57,10 @@ class RedisBatch:
         self._add(_Asked(script, _command(script, keys, args), done))
         return await done
 
-    def post(self, script: Script, keys: list[Any], args: list[Any], *, again: bool = False) -> None:
-        """Run the script without waiting for it. Of too many that wait, the oldest are dropped.
-
-        ``again``: send it until Redis has answered, in its order; the script must bear to be sent twice.
-        """
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self._drop("too many wait")
-        self._add(_Asked(script, _command(script, keys, args), None, again))
+    def post(self, script: Script, keys: list[Any], args: list[Any]) -> None:
+        """Run the script without waiting for it, unless too much waits already."""
+        if len(self._waiting) < MAX_WAITING:
+            self._add(_Asked(script, _command(script, keys, args), None))
 
     def _add(self, asked: _Asked) -> None:
         self._waiting.append(asked)
@@ -84,56 +75,32 @@ class RedisBatch:
                 self._wake.clear()
                 while self._waiting:
                     batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-                    unheard = await self._send(
-                        [one for one in batch if one.done is None or not one.done.done()]
-                    )
+                    await self._send([one for one in batch if one.done is None or not one.done.done()])
                     batch = []
-                    if unheard:
-                        self._waiting.extendleft(reversed(unheard))
-                        await asyncio.sleep(AGAIN_S)
         finally:
-            # What was cut off in the middle is sent once more at the end.
-            self._waiting.extendleft(reversed([one for one in batch if one.again]))
             for one in (*batch, *self._waiting):
                 if one.done is not None and not one.done.done():
                     one.done.set_exception(Unavailable("The gateway is stopping."))
 
-    async def drain(self) -> None:
-        """Send what still waits, once; for the end of the process, after ``run()`` was cancelled."""
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
-            for _ in await self._send(batch):
-                self._drop("the gateway stops")
-
-    def _drop(self, why: str) -> None:
-        self.dropped += 1
-        if self.dropped & (self.dropped - 1) == 0:  # at 1, 2, 4, 8, …
-            log.error("%d scripts were not run in Redis: %s", self.dropped, why)
-
-    async def _send(self, batch: list[_Asked]) -> list[_Asked]:
-        """Run a batch; returns what has to be sent again."""
+    async def _send(self, batch: list[_Asked]) -> None:
+        """Run a batch; everybody hears the answer, or the failure."""
         if not batch:
-            return []
+            return
         try:
             async with asyncio.timeout(self._timeout_s):
                 answers = await self._execute(batch)
         except (RedisError, OSError, TimeoutError) as error:
             failure = Unavailable(f"Redis cannot be reached ({type(error).__name__}).", retry_after_s=1.0)
             answers = [failure] * len(batch)
-        unheard = []
         for one, answer in zip(batch, answers, strict=True):
-            failed = isinstance(answer, Exception)
             if one.done is None:
-                if failed and one.again and isinstance(answer, (Unavailable, *PASSING)):
-                    unheard.append(one)
-                elif failed:
-                    self._drop(str(answer))
+                if isinstance(answer, Exception):
+                    log.warning("%s was not run in Redis: %s", one.script.name, answer)
             elif not one.done.done():
-                if failed:
+                if isinstance(answer, Exception):
                     one.done.set_exception(answer)
                 else:
                     one.done.set_result(answer)
-        return unheard
 
     async def _execute(self, batch: list[_Asked]) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

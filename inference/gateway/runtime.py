@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from inference.gateway import metrics
@@ -28,10 +27,12 @@ from inference.gateway.mirror import Mirror
 from inference.gateway.moving import Moving
 from inference.gateway.recovery import Recovery
 from inference.gateway.redis_batch import RedisBatch
+from inference.gateway.settling import Settler
 from inference.gateway.table_watch import TableWatch
 from inference.gateway.tasks import cancel_all
 from inference.gateway.token_counts import TokenCounts, TokenizerSource, no_tokenizers
 from inference.protocol import GATEWAYS, HEARTBEAT_S, REVISIONS_KEY, gateway_key, revision_report
+from inference.redis_client import redis_client
 from mmserve.errors import Unavailable
 from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM
 from routing.core.table import RoutingTable
@@ -76,22 +77,22 @@ class GatewayRuntime:
         if self._tasks:
             return
         self.table = TableWatch(self.authenticator, self._table_source, self._revision_source)
-        self.redis = Redis.from_url(
+        self.redis = redis_client(
             self.config.redis_url,
             socket_connect_timeout=self.config.redis_timeout_s,
             max_connections=16,
         )
         self._fast = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
-        self._later = RedisBatch(self.redis, timeout_s=self.config.redis_timeout_s)
+        self._settler = Settler(self.redis, self.config)
         self.admission = Admission(
-            self.redis, self.config, fast=self._fast, later=self._later, spend_source=self._spend_source
+            self.redis, self.config, fast=self._fast, settler=self._settler, spend_source=self._spend_source
         )
         self.admission.ledgers.in_flight = self._in_flight
         self._counts = TokenCounts(self._tokenizer_source, self.config.tokenizer_bytes)
         self._connected = asyncio.Event()
         self._spawn("table", self.table.run)
         self._spawn("admission", self._fast.run)
-        self._spawn("settlement", self._later.run)
+        self._spawn("settlement", self._settler.run)
         self._tasks.append(asyncio.create_task(self._connect()))
 
     async def ready(self) -> Generator:
@@ -161,7 +162,7 @@ class GatewayRuntime:
         await self._counts.close()
         if self._connected.is_set():
             self.generator.flush_refusals()
-        await self._later.drain()
+        await self._settler.drain()
         await self.redis.aclose()
 
     async def _connect(self) -> None:

@@ -9,19 +9,23 @@ Parekh and Gallager 1993).
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
+
+import msgspec
 
 NANO = 10**9
 _PICO_A_NANO = 1000
 _HOUR_S = 3600
 # Redis hash of the ledgers by place, and zset of what is held for requests in flight (see admit.lua).
-LEDGERS_KEY, HELD_KEY = b"mmserve:budgets", b"mmserve:budgets:held"
+LEDGERS_KEY, HELD_KEY = b"mmserve:ledgers", b"mmserve:ledgers:held"
 # Redis' Lua counts in doubles: whole up to 2**53.
 MOST_NANO = 9_000_000 * NANO
 
@@ -126,15 +130,16 @@ class Payers(tuple[BudgetEntry, ...]):
     """The budgets that pay for a request, and what the gateway's scripts are told of them."""
 
     def __init__(self, budgets: Iterable[BudgetEntry] = ()) -> None:
-        self.places = ",".join(one.place for one in self)
+        self.places = [one.place for one in self]
+        self.joined = ",".join(self.places)
         self._told = (-1, b"")
 
     def told(self, now: float) -> bytes:
-        """ "place period limit place period limit …", made once a minute; ``now`` is unix time."""
+        """MessagePack of [place, period, limit, place, …], made once a minute; ``now`` is unix time."""
         minute = int(now // 60)
         if self._told[0] != minute:
-            terms = (f"{one.place} {period_label(one.period, now)} {one.limit_nano}" for one in self)
-            self._told = (minute, " ".join(terms).encode())
+            terms = ((one.place, period_label(one.period, now), one.limit_nano) for one in self)
+            self._told = (minute, msgspec.msgpack.encode([*chain.from_iterable(terms)]))
         return self._told[1]
 
 
@@ -150,9 +155,16 @@ class Ledger(NamedTuple):
 
     @classmethod
     def read(cls, stored: bytes) -> Ledger:
-        """As the gateway's scripts write it."""
-        period, spent, held = stored.decode().split(" ")
-        return cls(period, int(spent), int(held))
+        """As the gateway's scripts write it: Lua's ``struct.pack('>dds', spent, held, period)``."""
+        spent, held = _AMOUNTS.unpack_from(stored)
+        return cls(stored[_AMOUNTS.size : -1].decode(), int(spent), int(held))
+
+    def written(self) -> bytes:
+        """The same, as they read it."""
+        return _AMOUNTS.pack(self.spent_nano, self.held_nano) + self.period.encode() + b"\0"
+
+
+_AMOUNTS = struct.Struct(">dd")
 
 
 def period_label(period: Period, now: float) -> str:

@@ -2,12 +2,12 @@
 -- cost, enqueue one RQ job and ring the bell.
 --
 -- KEYS  1 rate bucket of the access key   2 its leases   3 job hash   4 queue   5 rq:queues   6 bell   7 to 9 all
---       queues of the deployment   then, where budgets pay: 10 all ledgers (hash: of each budget "period spent held",
---       by place)   11 what is held of them (zset of "job id|nano-dollars|place,place,…", scored by when the lease ends)
+--       queues of the deployment   then, where budgets pay: 10 all ledgers (hash: of each budget what is spent, held,
+--       and the period, by place: struct's '>dds')   11 what is held of them (zset of "job id|nano-dollars|place,place,…", scored by when the lease ends)
 -- ARGV  1 job id   2 lease member   3 lease_s   4 requests per minute (0: no limit)   5 tokens per minute (0)
 --       6 tokens to reserve   7 most concurrent requests (0)   8 queue bound   9 job whose place this one takes, or ""
 --       10 whose turn counts: the access key's id   11 nano-dollars to reserve
---       12 the budgets that pay, as "place period limit place period limit …", or ""
+--       12 the budgets that pay, as MessagePack of [place, period, limit, place, …], or ""
 --       13 the replica that may take it first, or ""   14 for how long only that one may (s)
 --       then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
@@ -54,8 +54,8 @@ local function given_back()
   for place, nano in pairs(back) do
     local state = redis.call('HGET', KEYS[10], place)
     if state then
-      local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
-      redis.call('HSET', KEYS[10], place, string.format('%s %s %.0f', period, spent, held - nano))
+      local spent, held, period = struct.unpack('>dds', state)
+      redis.call('HSET', KEYS[10], place, struct.pack('>dds', spent, held - nano, period))
     end
   end
   return next(back) ~= nil
@@ -64,8 +64,11 @@ end
 local tightest, tightest_left = 0, 0
 -- The budgets that pay, and the ledgers as they are to be once they have paid.
 local places, periods, limits, reserved = {}, {}, {}, {}
-for place, period, limit in string.gmatch(ARGV[12], '(%S+) (%S+) (%S+)') do
-  places[#places + 1], periods[#periods + 1], limits[#limits + 1] = place, period, tonumber(limit)
+if ARGV[12] ~= '' then
+  local told = cmsgpack.unpack(ARGV[12])
+  for i = 1, #told, 3 do
+    places[#places + 1], periods[#periods + 1], limits[#limits + 1] = told[i], told[i + 1], told[i + 2]
+  end
 end
 
 -- Whether every budget can pay; else the refusal.
@@ -75,16 +78,16 @@ local function refused_by_a_budget()
   tightest, reserved = 0, {}
   for i = 1, #places do
     if not states[i] then return answer('ledger', 0, i) end
-    local period, spent, held = string.match(states[i], '(%S+) (%S+) (%S+)')
-    if periods[i] > period then period, spent = periods[i], '0' end
-    held = tonumber(held) + cost
-    local left = limits[i] - tonumber(spent) - held
+    local spent, held, period = struct.unpack('>dds', states[i])
+    if periods[i] > period then period, spent = periods[i], 0 end
+    held = held + cost
+    local left = limits[i] - spent - held
     if left < 0 then
       if given_back() then return refused_by_a_budget() end
       return answer('budget', 0, i, left + cost)
     end
     if tightest == 0 or left < tightest_left then tightest, tightest_left = i, left end
-    reserved[2 * i - 1], reserved[2 * i] = places[i], string.format('%s %s %.0f', period, spent, held)
+    reserved[2 * i - 1], reserved[2 * i] = places[i], struct.pack('>dds', spent, held, period)
   end
 end
 

@@ -21,9 +21,9 @@ while true do
   if #records < 1000 then break end
 end
 if known then
-  local period, was, holds = string.match(known, '(%S+) (%S+) (%S+)')
-  if period ~= ARGV[1] or spent <= tonumber(was) then return 0 end
-  redis.call('HSET', KEYS[1], ARGV[7], string.format('%s %.0f %s', period, spent, holds))
+  local was, holds, period = struct.unpack('>dds', known)
+  if period ~= ARGV[1] or spent <= was then return 0 end
+  redis.call('HSET', KEYS[1], ARGV[7], struct.pack('>dds', spent, holds, period))
   return 1
 end
 local held, place = 0, ',' .. ARGV[7] .. ','
@@ -31,5 +31,5 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   local nano, places = string.match(member, '|(%d+)|(.*)$')
   if string.find(',' .. places .. ',', place, 1, true) then held = held + tonumber(nano) end
 end
-redis.call('HSET', KEYS[1], ARGV[7], string.format('%s %.0f %.0f', ARGV[1], spent, held))
+redis.call('HSET', KEYS[1], ARGV[7], struct.pack('>dds', spent, held, ARGV[1]))
 return 1

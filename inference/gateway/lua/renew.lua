@@ -25,8 +25,8 @@ end
 for place, nano in pairs(more) do
   local state = redis.call('HGET', KEYS[1], place)
   if state then
-    local period, spent, held = string.match(state, '(%S+) (%S+) (%S+)')
-    redis.call('HSET', KEYS[1], place, string.format('%s %s %.0f', period, spent, held + nano))
+    local spent, held, period = struct.unpack('>dds', state)
+    redis.call('HSET', KEYS[1], place, struct.pack('>dds', spent, held + nano, period))
   end
 end
 return 1

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from inference.gateway.auth import KeyGrant
 from inference.gateway.config import GatewayConfig
 from inference.gateway.ledger import Reservation
 from inference.gateway.redis_batch import RedisBatch
+from inference.gateway.settling import Settler
 from inference.gateway.tasks import cancel_all
 from inference.protocol import DELTA, DONE, GenerateRequest, Sampling
 from routing.core.cost import (
@@ -79,13 +81,14 @@ class Door:
     def __init__(self, url: str, **config: Any) -> None:
         self.redis = Redis.from_url(url, max_connections=16)
         self.fast = RedisBatch(self.redis, timeout_s=30)
-        self.later = RedisBatch(self.redis, timeout_s=30)
         self.spent = Spent(0, "0-0")
+        self.config = GatewayConfig(redis_url=url, **config)
+        self.settler = Settler(self.redis, self.config)
         self.admission = Admission(
             self.redis,
-            GatewayConfig(redis_url=url, **config),
+            self.config,
             fast=self.fast,
-            later=self.later,
+            settler=self.settler,
             spend_source=self._spent,
         )
         self.number = 0
@@ -148,7 +151,7 @@ async def until_async(count: Any, wanted: int) -> None:
 @contextlib.asynccontextmanager
 async def door(url: str, **config: Any) -> AsyncIterator[Door]:
     found = Door(url, **config)
-    tasks = [asyncio.create_task(found.fast.run()), asyncio.create_task(found.later.run())]
+    tasks = [asyncio.create_task(found.fast.run()), asyncio.create_task(found.settler.run())]
     try:
         yield found
     finally:
@@ -254,7 +257,7 @@ async def test_a_request_in_flight_keeps_its_hold_and_takes_it_again_in_a_new_re
         assert await gateway.redis.zscore(HELD_KEY, reservation.member) > time.time() + 20
         await gateway.redis.delete(HELD_KEY)
         period = period_label(entry.period, time.time())
-        await gateway.redis.hset(LEDGERS_KEY, entry.place, f"{period} 0 0")
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, Ledger(period, 0, 0).written())
         await gateway.admission.ledgers.renew([reservation], 30)
         assert (await gateway.ledger(entry))["held_nano"] == 800
 
@@ -309,20 +312,20 @@ async def test_a_settlement_that_was_not_heard_is_sent_again_and_counts_once(red
     entry = budget(10_000)
     async with door(redis_url) as gateway:
         reservations = [await gateway.admit(100, entry) for _ in range(3)]
-        execute, failures = gateway.later._execute, []
+        execute, failures = gateway.redis.execute_command, []
 
-        async def deaf(batch: Any) -> Any:
-            answers = await execute(batch)
+        async def deaf(*command: Any) -> Any:
+            answer = await execute(*command)
             if not failures:
-                failures.append(1)
+                failures.append(command)
                 raise RedisConnectionError("gone before the answer came")
-            return answers
+            return answer
 
-        gateway.later._execute = deaf
+        gateway.settler._redis = SimpleNamespace(execute_command=deaf)
         for reservation in reservations:
             gateway.settle(reservation, 60)
         await gateway.settled(3)
-        await until(lambda: not gateway.later._waiting)
+        await until(lambda: gateway.settler.idle)
         found = await gateway.ledger(entry)
         assert (found["spent_nano"], found["held_nano"]) == (180, 0)
         assert await gateway.redis.xlen(USAGE_STREAM) == 3
@@ -335,10 +338,10 @@ async def test_a_new_period_begins_with_nothing_spent_and_a_clock_that_is_behind
     entry = budget(1000, period=Period.DAY)
     async with door(redis_url) as gateway:
         await gateway.admit(10, entry)
-        await gateway.redis.hset(LEDGERS_KEY, entry.place, "2020-01-01 999 10")
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, Ledger("2020-01-01", 999, 10).written())
         await gateway.admit(10, entry)
         assert (await gateway.ledger(entry))["spent_nano"] == 0
-        await gateway.redis.hset(LEDGERS_KEY, entry.place, "2999-01-01 995 20")
+        await gateway.redis.hset(LEDGERS_KEY, entry.place, Ledger("2999-01-01", 995, 20).written())
         with pytest.raises(Refused):
             await gateway.admit(10, entry)
 
@@ -348,7 +351,7 @@ async def test_a_full_stream_turns_records_away_and_says_how_many(redis_url):
         for _ in range(5):
             gateway.settle(await gateway.admit(0), 1)
         await until_async(lambda: gateway.redis.exists("mmserve:usage:lost"), 1)
-        await until(lambda: not gateway.later._waiting)
+        await until(lambda: gateway.settler.idle)
         assert await gateway.redis.xlen(USAGE_STREAM) == 2
 
 
