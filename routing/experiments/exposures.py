@@ -9,7 +9,7 @@ from django.db import connections, router
 
 from routing.models.experiments import Exposure
 
-# Request, when, key, experiment, phase, arm, what served it, unit: in the order of the model's fields.
+# Request, when (to the second), key, experiment, phase, arm, what served it, unit: in the order of the model's fields.
 ExposureRow = tuple[str, datetime.datetime, str, int, int, str, str, str]
 
 
@@ -28,5 +28,6 @@ def insert_exposures(rows: Sequence[ExposureRow]) -> None:
     into = f"INSERT INTO {quote(Exposure._meta.db_table)} ({', '.join(map(quote, columns))})"
     # Names of columns alone: every value is a parameter.
     statement = f"{into} VALUES ({places}) ON CONFLICT DO NOTHING"  # noqa: S608
+    adapted = {at: adapt(at) for at in {one[1] for one in rows}}
     with connection.cursor() as cursor:
-        cursor.executemany(statement, [(one[0], adapt(one[1]), *one[2:]) for one in rows])
+        cursor.executemany(statement, [(one[0], adapted[one[1]], *one[2:]) for one in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import defaultdict
 from collections.abc import Iterable
 
 from django.db import transaction
@@ -56,11 +57,16 @@ def settle(records: Iterable[UsageRecord]) -> int:
         return 0
     names = {name for record in exposed for name in record.assignments}
     rows = {row.name: row for row in Experiment.objects.filter(name__in=names)}
-    outcomes: dict[Place, list[Outcome]] = {}
-    samples: dict[tuple[int, int], UnitSample] = {}
+    outcomes: defaultdict[Place, list[Outcome]] = defaultdict(list)
+    samples: defaultdict[tuple[int, int], UnitSample] = defaultdict(UnitSample)
     exposures: list[ExposureRow] = []
     arm_ids = _arm_ids(rows.values())
+    seconds: dict[int, datetime.datetime] = {}
     for record in exposed:
+        second = int(record.at)
+        at = seconds.get(second)
+        if at is None:
+            at = seconds[second] = datetime.datetime.fromtimestamp(second, datetime.UTC)
         for name, arm in record.assignments.items():
             row = rows.get(name)
             phase, _, unit = record.units.get(name, "").partition(".")
@@ -68,9 +74,8 @@ def settle(records: Iterable[UsageRecord]) -> int:
                 continue  # deleted meanwhile, or of another release
             hashed = int(unit, 16)
             place = (row.pk, int(phase), arm)
-            outcomes.setdefault(place, []).append(outcome_of(record, hashed))
-            samples.setdefault(place[:2], UnitSample()).add(hashed, arm_ids.get((row.pk, arm), 0))
-            at = datetime.datetime.fromtimestamp(record.at, datetime.UTC)
+            outcomes[place].append(outcome_of(record, hashed))
+            samples[row.pk, place[1]].add(hashed, arm_ids.get((row.pk, arm), 0))
             exposures.append((record.request_id, at, record.key, *place, record.served_id, unit))
     for place, found in sorted(outcomes.items()):
         batch = Totals()

@@ -36,6 +36,12 @@ def bin_of(seconds: float) -> int:
     return min(BINS - 1, int(math.log(seconds / LEAST_S) / _SPAN * BINS))
 
 
+def bins_of(seconds: Numbers) -> npt.NDArray[np.intp]:
+    """The same of many."""
+    places = np.log(np.maximum(seconds, LEAST_S) / LEAST_S) / _SPAN * BINS
+    return np.minimum(BINS - 1, places).astype(np.intp)
+
+
 def seconds_at(place: float) -> float:
     """The latency at a place on the bins' scale (2.5: the middle of the third)."""
     return LEAST_S * math.exp(_SPAN * place / BINS)

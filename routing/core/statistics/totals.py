@@ -6,14 +6,14 @@ A unit always falls into the same of 1,024 clusters, so that whatever a unit doe
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from routing.core.statistics import metrics as m
-from routing.core.statistics.quantiles import BINS, GROUPS, bin_of
+from routing.core.statistics.quantiles import BINS, GROUPS, bin_of, bins_of
 from routing.core.statistics.sequences import Numbers
 
 CLUSTERS = 1024
@@ -70,35 +70,31 @@ class Totals:
 
     def add_all(self, outcomes: Sequence[Outcome]) -> None:
         """The same as :meth:`add` of each, column by column."""
-        count = len(outcomes)
-        clusters = np.fromiter((one.unit % CLUSTERS for one in outcomes), np.intp, count)
+        clusters = np.array([one.unit % CLUSTERS for one in outcomes], np.intp)
 
-        def total(column: int, of: Clusters, amounts: Iterable[float] | None = None) -> None:
-            weights = None if amounts is None else np.fromiter(amounts, np.float64, len(of))
-            self.sums[column] += np.bincount(of, weights, CLUSTERS)
+        def total(column: int, of: Clusters, amounts: Numbers | None = None) -> None:
+            self.sums[column] += np.bincount(of, amounts, CLUSTERS)
 
-        def latency(kind: int, column: int, measured: list[tuple[int, float]]) -> None:
-            of = np.fromiter((cluster for cluster, _ in measured), np.intp, len(measured))
-            places = np.fromiter((bin_of(seconds) for _, seconds in measured), np.intp, len(measured))
-            np.add.at(self.bins[kind], (of % GROUPS, places), 1)
-            total(column, of, (seconds for _, seconds in measured))
+        def latency(kind: int, column: int, seconds: Numbers) -> Clusters:
+            measured = ~np.isnan(seconds)
+            of, seconds = clusters[measured], seconds[measured]
+            np.add.at(self.bins[kind], (of % GROUPS, bins_of(seconds)), 1)
+            total(column, of, seconds)
+            return of
 
         total(m.REQUESTS, clusters)
-        total(m.ERRORS, clusters, (one.failed for one in outcomes))
-        total(m.COST, clusters, (one.cost for one in outcomes))
-        placed = list(zip(clusters.tolist(), outcomes, strict=True))
-        first = [(cluster, one.ttft_s) for cluster, one in placed if one.ttft_s is not None]
-        total(m.TTFT_N, np.fromiter((cluster for cluster, _ in first), np.intp, len(first)))
-        latency(m.TTFT, m.TTFT_S, first)
-        each = [(cluster, one.tpot_s) for cluster, one in placed if one.tpot_s is not None]
-        total(m.TPOT_N, np.fromiter((cluster for cluster, _ in each), np.intp, len(each)))
-        latency(m.TPOT, m.TPOT_S, each)
-        good = [(cluster, one) for cluster, one in placed if one.succeeded]
-        of = np.fromiter((cluster for cluster, _ in good), np.intp, len(good))
+        total(m.ERRORS, clusters, np.array([one.failed for one in outcomes], np.float64))
+        total(m.COST, clusters, np.array([one.cost for one in outcomes]))
+        # None becomes NaN.
+        total(m.TTFT_N, latency(m.TTFT, m.TTFT_S, np.array([one.ttft_s for one in outcomes], np.float64)))
+        total(m.TPOT_N, latency(m.TPOT, m.TPOT_S, np.array([one.tpot_s for one in outcomes], np.float64)))
+        good = np.array([one.succeeded for one in outcomes], np.bool_)
+        of = clusters[good]
         total(m.SUCCESSES, of)
-        total(m.OUTPUT_TOKENS, of, (one.output_tokens for _, one in good))
-        total(m.REFUSALS, of, (one.refused for _, one in good))
-        latency(m.E2E, m.E2E_S, [(cluster, one.e2e_s) for cluster, one in good if one.e2e_s is not None])
+        total(m.OUTPUT_TOKENS, of, np.array([one.output_tokens for one in outcomes], np.float64)[good])
+        total(m.REFUSALS, of, np.array([one.refused for one in outcomes], np.float64)[good])
+        e2e_s = np.array([one.e2e_s for one in outcomes], np.float64)
+        latency(m.E2E, m.E2E_S, np.where(good, e2e_s, np.nan))
 
     def add_feedback(self, unit: int, *, value: float, before: float | None, rating: bool) -> None:
         """Count a rating or score; ``before`` is what the same request was given earlier, which it replaces."""
