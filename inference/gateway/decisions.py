@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from routing.core.records import AttemptRecord, DecisionRecord, UsageRecord
 MAX_CANDIDATES = 200
 # This many seconds' worth may come at once.
 BURST_S = 2.0
+ROUNDING_S = 1e-6
 
 encode = msgspec.json.Encoder().encode
 
@@ -25,28 +27,23 @@ class DecisionLog:
     """Decides what is kept: up to ``per_s`` of those that went well, and as many of the others."""
 
     def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
-        self._places = {True: per_s * BURST_S, False: per_s * BURST_S}
-        self._filled_at = time.monotonic()
+        self._each_s = 1 / per_s if per_s > 0 else math.inf
+        # By kind: until when the places that were taken would last, at the rate (a generic cell rate algorithm,
+        # ITU-T I.371).
+        self._taken_until = {True: 0.0, False: 0.0}
 
     def wants(self, outcome: str, fallbacks: int = 0) -> bool:
         """Whether this one is kept; a True takes a place."""
         if not self.has_place(outcome, fallbacks):
             return False
-        self._places[outcome == COMPLETED and not fallbacks] -= 1
+        kind = outcome == COMPLETED and not fallbacks
+        self._taken_until[kind] = max(self._taken_until[kind], time.monotonic()) + self._each_s
         return True
 
     def has_place(self, outcome: str, fallbacks: int = 0) -> bool:
         """Whether the next one of this kind would be kept."""
-        if self._per_s <= 0:
-            return False
-        now = time.monotonic()
-        if now > self._filled_at:
-            more = (now - self._filled_at) * self._per_s
-            for kind, places in self._places.items():
-                self._places[kind] = min(self._per_s * BURST_S, places + more)
-            self._filled_at = now
-        return self._places[outcome == COMPLETED and not fallbacks] >= 1
+        until = self._taken_until[outcome == COMPLETED and not fallbacks]
+        return max(0.0, until - time.monotonic()) + self._each_s <= BURST_S + ROUNDING_S
 
 
 def decision_record(

@@ -44,8 +44,6 @@ from routing.core.table import DeploymentEntry, RoutingTable
 log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
-# With so much left no budget decides who serves a single request.
-PLENTY_NANO = 20 * NANO
 # Outcome of an attempt whose text nobody waits for: another one was sooner.
 HEDGED = "hedged"
 # In place of a job that there is not: what was admitted once is not counted twice.
@@ -235,16 +233,14 @@ class Generator:
 
     def _with_budget(self, facts: RequestFacts, grant: KeyGrant) -> RequestFacts:
         """With what was heard of the tightest budget in the last second, so that another choice may still fit it."""
-        table = self._table()
-        if not table.budgets:
+        table, left_of = self._table(), self._admission.left
+        if not table.budgets or not left_of:
             return facts
         budgets = table.budgets_of(key=grant.id, team=grant.team, route=table.slate(facts.model).route or "")
-        tightest = self._admission.left.tightest(budgets, time.monotonic())
+        tightest = left_of.tightest(budgets, time.monotonic())
         if tightest is None:
             return facts
         budget, left = tightest
-        if left > PLENTY_NANO:
-            return facts
         return replace(facts, budget=f"the {budget.name}", budget_left_usd=left / NANO)
 
     def _decide(self, facts: RequestFacts) -> Decision:
@@ -542,7 +538,8 @@ class Generator:
             key=flight.grant.id, team=flight.grant.team, route=generation.route
         )
         held = flight.reservations
-        if not budgets or (held and all(one.budgets is budgets for one in held)):
+        others = [one for one in held if one.budgets is not budgets]
+        if not budgets or (held and not others):
             return held
         return [*held, Reservation(flight.job_id, 0, budgets)]
 

@@ -21,6 +21,7 @@ from mmserve.errors import Unavailable
 from routing.core.cost import (
     HELD_KEY,
     LEDGERS_KEY,
+    NANO,
     BudgetEntry,
     Payers,
     period_label,
@@ -34,6 +35,8 @@ SOURCE_TIMEOUT_S = 5.0
 # What is held comes back to its budgets, and to its key, this long after the last renewal.
 LEASE_S = 30.0
 HEARD_FOR_S = 1.0
+# With so much left no budget decides who serves a single request.
+PLENTY_NANO = 20 * NANO
 # Every gateway has heard of a new budget by then: what one settled without it is counted from its record.
 LOOK_AGAIN_S = 5.0
 
@@ -134,14 +137,23 @@ class Ledgers:
 
 
 class BudgetsLeft:
-    """What admissions last heard of budgets: a hint for the router, forgotten after a second. The ledger decides."""
+    """What admissions last heard of budgets that run out: a hint for the router, forgotten after a second.
+
+    The ledger decides. False while every budget has plenty.
+    """
 
     def __init__(self) -> None:
         self._heard: dict[str, tuple[int, float]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._heard)
+
     def hear(self, budget: BudgetEntry, nano: int, now: float) -> None:
         """So much is left of it; ``now`` is monotonic."""
-        self._heard[budget.id] = (nano, now)
+        if nano <= PLENTY_NANO:
+            self._heard[budget.id] = (nano, now)
+        elif self._heard:
+            self._heard.pop(budget.id, None)
 
     def tightest(self, budgets: Iterable[BudgetEntry], now: float) -> tuple[BudgetEntry, int] | None:
         """The one with the least left of those that were heard of lately."""

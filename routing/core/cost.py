@@ -189,6 +189,7 @@ def period_start(period: Period, now: float) -> datetime | None:
     return midnight.replace(day=1) if period is Period.MONTH else None
 
 
+@lru_cache(maxsize=4096)
 def in_usd(nano: int) -> str:
     """Dollars in plain digits: 1200 is ``0.0000012``."""
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
