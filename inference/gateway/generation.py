@@ -500,6 +500,8 @@ class Generator:
         blamed = generation.is_blamed(outcome, status)
         self.experience.ended(flight, outcome, blamed=blamed, now=time.monotonic())
         self._settle(generation, outcome, status, reserved_tokens=generation.plan.reserved_tokens)
+        # They know the generation, which knows its flight: all of it would wait for the collector.
+        flight.mover = flight.on_first = None
 
     def _settle(self, generation: Generation, outcome: str, status: int, *, reserved_tokens: int) -> None:
         """Charge it for what it used, give back the rest, and write down both."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from inference.gateway import metrics
+from inference.gateway.generation import Generation
 from inference.protocol import DELTA, ERROR, GenerateRequest
 from routing.core.breaker import LEAST, State
 from routing.core.route import CandidateEntry, Cause, Policy, RouteEntry
@@ -74,6 +76,22 @@ def answered_by(served_id: str) -> float:
 
 
 LOST = failing("engine_lost", "the engine is out of order")
+
+
+async def test_a_request_that_is_over_leaves_nothing_to_the_garbage_collector(open_gateway: Opener) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(hedge_share=1.0))
+        async with engine(gateway, "first", words("hi")), engine(gateway, "second", LOST):
+            await both_ready(gateway)
+            await gateway.client.post("/v1/completions", BODY)
+            gc.collect()
+            gc.disable()
+            try:
+                for stream in (False, True):
+                    await gateway.client.post("/v1/completions", {**BODY, "stream": stream})
+                await until(lambda: not any(type(one) is Generation for one in gc.get_objects()))
+            finally:
+                gc.enable()
 
 
 @pytest.mark.parametrize("stream", [False, True])
