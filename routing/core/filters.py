@@ -117,8 +117,8 @@ def _lacks(word: str) -> Callable[[int], str]:
 def _context(slate: Slate, live: Floats, request: RequestFacts) -> list[Filter]:
     needed: Floats | int = (request.prompt_tokens or 0) + (request.max_tokens or 0)
     if request.counted and not request.chat:
-        counts = _counts(slate, request)
-        needed = np.where(np.isnan(counts), needed, counts)
+        # Where none was counted it is nan, which fmax passes over.
+        needed = np.fmax(needed, _counts(slate, request))
     least = slate.constraints.min_context
     if isinstance(needed, int) and not (needed or least):
         return []
