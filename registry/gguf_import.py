@@ -17,6 +17,8 @@ from pathlib import Path
 from django.conf import settings
 
 from mmserve.errors import InvalidRequest
+from registry.gguf_header import read_metadata
+from registry.gguf_tokens import apply, special_tokens
 from registry.report import Report
 
 PERCENT = re.compile(r"(\d{1,3})%\|")
@@ -82,7 +84,9 @@ def main(gguf: Path, into: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     model.save_pretrained(str(into))
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(str(into))
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    apply(special_tokens(read_metadata(gguf)), tokenizer)
+    tokenizer.save_pretrained(str(into))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,23 @@ def test_completions_take_lists_tokens_and_n(client: openai.OpenAI) -> None:
     assert tokens.usage.prompt_tokens == 3
 
 
+def test_a_base_models_prompt_begins_with_its_bos_and_is_completed_with_sense(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=BASE, prompt="The capital of France is", max_tokens=8, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 6  # five words and <bos>
+    bare = client.completions.create(
+        model=BASE, prompt="The sky is", max_tokens=1, extra_body={"add_special_tokens": False}
+    )
+    assert bare.usage is not None
+    assert bare.usage.prompt_tokens == 3
+    chat_model = client.completions.create(model=CHAT, prompt="The sky is", max_tokens=1)
+    assert chat_model.usage is not None
+    assert chat_model.usage.prompt_tokens == 3  # SmolLM2's GGUF says that it wants none
+
+
 def test_logprobs_of_both_endpoints(client: openai.OpenAI) -> None:
     text = client.completions.create(model=CHAT, prompt="One two", max_tokens=3, logprobs=2, temperature=0)
     logprobs = text.choices[0].logprobs

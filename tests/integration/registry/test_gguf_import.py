@@ -9,18 +9,22 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from mmserve.errors import InvalidRequest
 from registry import actions, gguf_import, jobs, store
 from registry.facts import read_facts
+from registry.gguf_header import read_metadata
 from registry.models import Model, ModelVersion, VersionState
 
+BOS, EOS = 0, 1
 HIDDEN, HEADS, INNER, VOCABULARY, CONTEXT = 32, 4, 64, 64, 128
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
-def write_gguf(path: Path) -> None:
-    """A one-layer llama with a byte-pair vocabulary of 64 tokens."""
+def write_gguf(path: Path, *, add_bos: bool | None = None, add_eos: bool | None = None) -> None:
+    """A one-layer llama with a byte-pair vocabulary of 64 tokens; None says nothing of BOS and EOS."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
@@ -36,8 +40,12 @@ def write_gguf(path: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_merges(['! "'])
     writer.add_token_types([3, 3, *[1] * (VOCABULARY - 2)])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    if add_eos is not None:
+        writer.add_add_eos_token(add_eos)
     writer.add_chat_template(TEMPLATE)
     random = np.random.default_rng(0)
 
@@ -86,6 +94,42 @@ def test_a_gguf_becomes_a_bf16_version_with_its_chat_template(
     folder = store.location(version.path)
     assert not list(folder.glob("*.gguf"))
     assert read_facts(folder).as_dict() == version.facts
+    # It says nothing of BOS, and llama.cpp puts none before the prompts of such a vocabulary.
+    assert encoded(folder, "!") == [2]
+
+
+def encoded(folder: Path, text: str) -> list[int]:
+    """As the gateway's tokenizer has it, and the engine's."""
+    ids: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(str(folder)).encode(text) == ids
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("add_bos", "add_eos", "ids"), [(True, False, [BOS, 2]), (False, True, [2, EOS])]
+)
+def test_the_special_tokens_that_a_gguf_asks_for_are_put_around_a_prompt(
+    tmp_path: Path, add_bos: bool, add_eos: bool, ids: list[int]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", add_bos=add_bos, add_eos=add_eos)
+    (tmp_path / "out").mkdir()
+
+    gguf_import.convert(tmp_path / "tiny.gguf", tmp_path / "out", lambda done, total: None)
+
+    assert encoded(tmp_path / "out", "!") == ids
+
+
+def test_a_header_is_read_as_the_gguf_package_reads_it(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", add_bos=True)
+    fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields.values()
+
+    found = read_metadata(tmp_path / "tiny.gguf")
+
+    scalars = [field for field in fields if field.types and field.types[0] != gguf.GGUFValueType.ARRAY]
+    assert found.items() <= {field.name: field.contents() for field in scalars}.items()
+    assert found["tokenizer.ggml.add_bos_token"] is True
+    assert found["tokenizer.ggml.bos_token_id"] == BOS
+    assert "tokenizer.ggml.tokens" not in found
 
 
 def test_what_is_no_gguf_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
