@@ -23,13 +23,16 @@ TICK_S = 0.5
 class DemoFollower:
     """Asks for each step once, prints what changes, and ends when all have ended."""
 
-    def __init__(self, console: Console, stopping: threading.Event, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self, console: Console, stopping: threading.Event, on_ready: Callable[[str, bool], None]
+    ) -> None:
+        """``on_ready`` is told a model's name and whether it chats: the first that serves, and the first that chats."""
         self.console = console
         self.stopping = stopping
         self.on_ready = on_ready
         self.said: dict[str, str] = {}
         self.asked: set[str] = set()
-        self.announced = False
+        self.announced: set[bool] = set()
 
     def run(self) -> None:
         """Until every demo model serves or has said why not."""
@@ -42,7 +45,7 @@ class DemoFollower:
         while waiting and not self.stopping.wait(TICK_S):
             try:
                 close_old_connections()
-                # In the order of registration: the model of the printed curl comes first.
+                # In the order of registration: the model that chats comes first.
                 for version in (
                     ModelVersion.objects.select_related("model").filter(pk__in=waiting).order_by("pk")
                 ):
@@ -76,9 +79,10 @@ class DemoFollower:
         replica = Replica.objects.filter(deployment__version=version).first()
         if replica is not None and replica.state == ReplicaState.READY:
             self._say(name, f"ready, loaded in {replica.load_seconds:.1f} s")
-            if not self.announced:
-                self.announced = True
-                self.on_ready(name)
+            chats = bool(version.facts.get("chat_template"))
+            if not self.announced or chats > max(self.announced):
+                self.announced.add(chats)
+                self.on_ready(name, chats)
             return True
         if replica is not None and replica.state == ReplicaState.FAILED and replica.superseded is False:
             self._say(name, f"failed to load: {replica.reason}")

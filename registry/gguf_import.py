@@ -44,12 +44,15 @@ def convert(gguf: Path, into: Path, report: Report) -> None:
         text=True,
     )
     said: deque[str] = deque(maxlen=LAST_LINES)
+    reached = 0
     with process:
         try:
             assert process.stderr is not None
             for line in process.stderr:
                 if percent := PERCENT.search(line):
-                    report(total * min(int(percent[1]), 100) // 100, total)
+                    # The weights are read with one bar and placed with another, which begins at 0 again.
+                    reached = max(reached, min(int(percent[1]), 100))
+                    report(total * reached // 100, total)
                 elif line.strip():
                     said.append(line.strip())
             status = process.wait()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 
 import openai
 import pytest
 
-from tests.e2e.platform import Platform
+from tests.e2e.platform import ROOT, Platform, sse
 
 CHAT = "smollm2-135m-instruct"
 BASE = "gemma-3-270m"
@@ -29,6 +31,17 @@ def test_make_run_prints_what_a_newcomer_needs(platform: Platform) -> None:
         assert wanted in printed
     mode = (platform.data_dir / "credentials.json").stat().st_mode & 0o777
     assert mode == 0o600
+
+
+def test_what_is_printed_to_paste_answers_as_the_readme_says(platform: Platform) -> None:
+    printed = platform.printed()
+    [pasted] = re.findall(r"^curl .*?'$(?=\n\S|\n?\Z)", printed, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=60, check=True)
+    chunks = list(sse(done.stdout.splitlines()))
+    assert chunks.pop() == "[DONE]"
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text.startswith("The capital of France is Paris")
+    assert pasted.split("-d ")[1] in (ROOT / "README.md").read_text()
 
 
 def test_both_demo_models_are_listed_and_ready(client: openai.OpenAI) -> None:

@@ -105,9 +105,7 @@ def encoded(folder: Path, text: str) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize(
-    ("add_bos", "add_eos", "ids"), [(True, False, [BOS, 2]), (False, True, [2, EOS])]
-)
+@pytest.mark.parametrize(("add_bos", "add_eos", "ids"), [(True, False, [BOS, 2]), (False, True, [2, EOS])])
 def test_the_special_tokens_that_a_gguf_asks_for_are_put_around_a_prompt(
     tmp_path: Path, add_bos: bool, add_eos: bool, ids: list[int]
 ) -> None:
@@ -146,7 +144,7 @@ def test_the_last_words_of_a_failed_conversion_are_its_reason(tmp_path: Path) ->
         gguf_import.convert(tmp_path / "m.gguf", tmp_path / "out", lambda done, total: None)
 
 
-def test_the_conversion_reports_what_the_percentages_on_stderr_say(
+def test_the_conversion_reports_what_the_percentages_on_stderr_say_and_never_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gguf_file = tmp_path / "m.gguf"
@@ -155,9 +153,12 @@ def test_the_conversion_reports_what_the_percentages_on_stderr_say(
     popen: Callable[..., Any] = gguf_import.subprocess.Popen
 
     def talker(command: list[str], **kwargs: Any) -> Any:
-        return popen(["sh", "-c", r"printf 'Converting:  5%%|\rConverting: 50%%|\r' >&2"], **kwargs)
+        return popen(
+            ["sh", "-c", r"printf 'Reading:  5%%|\rReading: 50%%|\rPlacing:  0%%|\rPlacing: 70%%|\r' >&2"],
+            **kwargs,
+        )
 
     monkeypatch.setattr(gguf_import.subprocess, "Popen", talker)
     gguf_import.convert(gguf_file, tmp_path, lambda done, total: reports.append((done, total)))
 
-    assert reports == [(0, 1000), (50, 1000), (500, 1000)]
+    assert reports == [(0, 1000), (50, 1000), (500, 1000), (500, 1000), (700, 1000)]
