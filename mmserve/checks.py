@@ -13,6 +13,7 @@ import psutil
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
+from redis.connection import parse_url
 
 MIN_SECRET_CHARS = 50
 MIN_SECRET_DISTINCT = 5
@@ -101,7 +102,7 @@ def servers() -> Iterator[CheckMessage]:
             hint="Set it to postgres://… or sqlite:///….",
             id="mmserve.E004",
         )
-    if urlsplit(settings.REDIS_URL).scheme not in REDIS_SCHEMES:
+    if not _is_redis(settings.REDIS_URL):
         yield Error(
             "REDIS_URL is not the address of a Redis server.",
             hint="Set it to redis://host:6379/0, rediss://… or unix:///path/to/redis.sock.",
@@ -185,6 +186,14 @@ def affinity() -> Iterator[CheckMessage]:
                 hint=f"Set it to a number from {least:g} to {most:g}.",
                 id="mmserve.E014",
             )
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parse_url(url)
+    except ValueError:
+        return False
+    return urlsplit(url).scheme in REDIS_SCHEMES
 
 
 def _can_write_below(folder: Path) -> bool:

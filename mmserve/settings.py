@@ -7,12 +7,13 @@ import os
 import tempfile
 from pathlib import Path
 
-import environ
 import structlog
+from django.core.exceptions import ImproperlyConfigured
 
+from mmserve.environment import Environment
 from registry.store_url import storage_params
 
-env = environ.Env()
+env = Environment()
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Where databases, model files, logs and credentials live.
@@ -27,7 +28,12 @@ def _secret_key() -> str:
     path = DATA_DIR / "secret_key"
     if given := env("DJANGO_SECRET_KEY", default=""):
         return given
-    return path.read_text().strip() if path.exists() else "insecure-not-generated-yet"
+    try:
+        return path.read_text().strip() if path.exists() else "insecure-not-generated-yet"
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"MMSERVE_DATA_DIR is {DATA_DIR}: its secret_key cannot be read ({error.strerror})."
+        ) from error
 
 
 def embedded_redis_socket() -> Path:
@@ -104,7 +110,7 @@ AFFINITY_BLOCKS = env.int("MMSERVE_AFFINITY_BLOCKS", default=65_536)
 TOKENIZER_BYTES = env.int("MMSERVE_TOKENIZER_BYTES", default=64 * 2**20)
 # Prompts and answers go to logs only if an operator turns this on.
 LOG_CONTENT = env.bool("MMSERVE_LOG_CONTENT", default=False)
-LOG_LEVEL = env("MMSERVE_LOG_LEVEL", default="INFO")
+LOG_LEVEL = env.one_of("MMSERVE_LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), default="INFO")
 
 INSTALLED_APPS = [
     "daphne",
@@ -164,7 +170,7 @@ TEMPLATES = [
     }
 ]
 
-DATABASES = {"default": env.db_url_config(DATABASE_URL)}
+DATABASES = {"default": env.database(DATABASE_URL)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Several processes write: WAL lets readers go on, IMMEDIATE waits for the writer instead of failing late.

@@ -46,6 +46,7 @@ def test_a_weak_secret_is_refused_with_debug_off_only(settings: Any, key: str) -
         ("MEMORY_BYTES", 2**60, "mmserve.E002", "MMSERVE_MEMORY_BYTES"),
         ("DATA_DIR", Path("/etc/passwd/x"), "mmserve.E003", "MMSERVE_DATA_DIR"),
         ("REDIS_URL", "http://localhost", "mmserve.E005", "REDIS_URL"),
+        ("REDIS_URL", "redis://localhost:x", "mmserve.E005", "REDIS_URL"),
         ("STORAGE_URL", "s3://", "mmserve.E006", "MMSERVE_STORAGE_URL"),
         ("STORAGE_URL", "s3://key:secret@bucket/x", "mmserve.E006", "MMSERVE_STORAGE_URL"),
         ("STORAGE_URL", "ftp://bucket/x", "mmserve.E006", "MMSERVE_STORAGE_URL"),
