@@ -13,8 +13,10 @@ from django.conf import settings
 from django.core import checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
 
 from inference.models import Node
+from inference.silence import all_silent, silent_s
 from registry import revision
 
 IMPORT_TIMEOUT_S = 120
@@ -91,10 +93,14 @@ def _node() -> Finding:
         nodes = list(Node.objects.all())
     except DatabaseError as error:
         return Finding(what="engine template", good=False, found=f"nodes cannot be read: {error}")
-    if not nodes:
-        return Finding(what="engine template", good=True, found="no node has reported yet")
-    cold = [node.name for node in nodes if not node.template_ready]
-    found = f"not warm on {', '.join(cold)}: loads are slow" if cold else f"warm on {len(nodes)} node(s)"
+    if (silence := all_silent(nodes)) is not None:
+        return Finding(what="engine template", good=True, found=silence)
+    now = timezone.now()
+    up = [node for node in nodes if silent_s(node, now) is None]
+    cold = [node.name for node in up if not node.template_ready]
+    found = f"not warm on {', '.join(cold)}: loads are slow" if cold else f"warm on {len(up)} node(s)"
+    if silent := [node.name for node in nodes if node not in up]:
+        found += f"; not heard of: {', '.join(silent)}"
     return Finding(what="engine template", good=not cold, found=found)
 
 

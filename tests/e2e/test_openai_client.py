@@ -98,21 +98,29 @@ def test_completions_take_lists_tokens_and_n(client: openai.OpenAI) -> None:
     assert tokens.usage.prompt_tokens == 3
 
 
-def test_a_base_models_prompt_begins_with_its_bos_and_is_completed_with_sense(client: openai.OpenAI) -> None:
-    answer = client.completions.create(
-        model=BASE, prompt="The capital of France is", max_tokens=8, temperature=0
-    )
-    assert "Paris" in answer.choices[0].text
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens == 6  # five words and <bos>
-    bare = client.completions.create(
-        model=BASE, prompt="The sky is", max_tokens=1, extra_body={"add_special_tokens": False}
-    )
-    assert bare.usage is not None
-    assert bare.usage.prompt_tokens == 3
-    chat_model = client.completions.create(model=CHAT, prompt="The sky is", max_tokens=1)
-    assert chat_model.usage is not None
-    assert chat_model.usage.prompt_tokens == 3  # SmolLM2's GGUF says that it wants none
+@pytest.mark.parametrize(
+    ("prompt", "text", "tokens"),
+    [
+        ("Monday, Tuesday, Wednesday,", " Thursday, Friday, Saturday, Sunday,", 7),
+        ("One, two, three, four,", " five, six, seven, eight,", 9),
+    ],
+)
+def test_a_base_models_prompt_begins_with_its_bos_without_which_it_repeats_itself(
+    client: openai.OpenAI, prompt: str, text: str, tokens: int
+) -> None:
+    def answer(model: str, **extra: object) -> tuple[str, int]:
+        found = client.completions.create(
+            model=model, prompt=prompt, max_tokens=8, temperature=0, extra_body=extra
+        )
+        assert found.usage is not None
+        return found.choices[0].text, found.usage.prompt_tokens
+
+    assert answer(BASE) == (text, tokens)
+    bare_text, bare_tokens = answer(BASE, add_special_tokens=False)
+    assert bare_text != text
+    assert bare_tokens == tokens - 1
+    # SmolLM2's GGUF says that it wants none.
+    assert answer(CHAT)[1] == answer(CHAT, add_special_tokens=False)[1]
 
 
 def test_logprobs_of_both_endpoints(client: openai.OpenAI) -> None:

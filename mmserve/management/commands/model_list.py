@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.status import statuses
 from mmserve.command import DataCommand
-from mmserve.presentation import version_fields
+from mmserve.presentation import current_statuses, version_fields
 from registry.models import ModelVersion
 
 
@@ -16,5 +15,5 @@ class Command(DataCommand):
 
     def run(self, **_: Any) -> list[dict[str, Any]]:
         versions = list(ModelVersion.objects.select_related("model").prefetch_related("aliases"))
-        found = statuses(versions)
+        found = current_statuses(versions)
         return [version_fields(version, found[version.pk]) for version in versions]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from inference.models import Deployment, Device, Node
 from mmserve import doctor
@@ -266,6 +269,39 @@ def test_doctor_ends_with_1_and_says_what_is_wrong(db: None, settings: Any) -> N
     assert ended.value.code == 1
     assert set(wrong) == {"redis", "settings"}
     assert "DJANGO_SECRET_KEY" in wrong["settings"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_where_all_was_stopped_nothing_is_said_to_run(
+    version_of: Versions, node: Node, redis_url: str
+) -> None:
+    version_of("1")
+    assert run("model_load", "acme/echo")["status"] == "loading"
+    assert template()["found"] == "warm on 1 node(s)"
+
+    Node.objects.update(last_seen=timezone.now() - timedelta(minutes=4))
+
+    [row] = run("model_list")
+    assert row["status"] == "unloaded"
+    assert row["reason"] == "No node runs; the last one was heard of 4 minutes ago."
+    assert run("model_show", "acme/echo")["status"] == "unloaded"
+    assert template() == {
+        "what": "engine template",
+        "good": True,
+        "found": "no node runs; the last one was heard of 4 minutes ago",
+    }
+
+    Node.objects.create(name="other", last_seen=timezone.now(), template_ready=False)
+    assert run("model_list")[0]["status"] == "loading"
+    assert template()["found"] == "not warm on other: loads are slow; not heard of: here"
+
+
+def template() -> Any:
+    """What doctor finds of the nodes."""
+    out = io.StringIO()
+    with suppress(SystemExit):
+        call_command("doctor", "--no-engine", "--json", stdout=out)
+    return next(row for row in json.loads(out.getvalue()) if row["what"] == "engine template")
 
 
 def test_doctor_imports_vllm_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
