@@ -1,19 +1,21 @@
-"""What may be done to access keys: create, change their limits or team, revoke."""
+"""What may be done to access keys: create, find, change their limits or team, revoke."""
 
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 from knox.models import get_digest_token
 from knox.settings import CONSTANTS
 
-from mmserve.errors import Conflict, InvalidRequest
+from mmserve.errors import Conflict, InvalidRequest, NotFound
 from mmserve.models import AccessKey, default_scopes
 from registry.revision import bump
 from routing.models import Team
@@ -102,3 +104,23 @@ def revoke_key(key: AccessKey, *, actor: str, reason: str = "") -> AccessKey:
     key.revoked_at = now
     bump("key.revoked", str(key), actor, reason, {"id": str(key.id)})
     return key
+
+
+def find_key(given: str) -> AccessKey:
+    """The key of an id, of its first characters, or of a name that it alone has; NotFound, Conflict."""
+    rows = list(_matching(given))
+    if not rows:
+        raise NotFound(f"There is no access key {given!r}.")
+    if len(rows) > 1:
+        raise Conflict(
+            f"{len(rows)} access keys are named {given!r}; use an id: {', '.join(str(r.id) for r in rows)}"
+        )
+    return rows[0]
+
+
+def _matching(given: str) -> QuerySet[AccessKey]:
+    try:
+        return AccessKey.objects.filter(pk=uuid.UUID(given))
+    except ValueError:
+        found = AccessKey.objects.filter(token_key=given)
+        return found if found.exists() else AccessKey.objects.filter(name=given)

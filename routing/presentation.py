@@ -7,6 +7,7 @@ from typing import Any
 from routing.core.cost import in_usd, to_nano
 from routing.ledgers import standing
 from routing.models import Budget
+from routing.spending import whom_names
 
 
 def budget_fields(row: Budget) -> dict[str, Any]:
@@ -15,6 +16,7 @@ def budget_fields(row: Budget) -> dict[str, Any]:
     return {
         "scope": row.scope,
         "subject": row.subject,
+        "name": whom_names([row]).get(row.subject, row.subject),
         "period": row.period,
         "limit_usd": in_usd(to_nano(row.limit_usd)),
         "spent_usd": in_usd(now.spent_nano),

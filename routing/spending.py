@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from django.db.models import Sum
+from knox.models import get_token_model
 
 from routing.core.cost import BudgetEntry, Period, Scope, period_start, to_nano
 from routing.core.records import Spent
@@ -11,11 +14,18 @@ from routing.models import Budget, UsageCursor, UsageHour
 CURSOR = "usage"
 
 
-def budget_entry(row: Budget) -> BudgetEntry:
-    """A row as the value that the gateways carry."""
+def whom_names(rows: Iterable[Budget]) -> dict[str, str]:
+    """By subject, the names of the keys among the subjects; those that are gone are left out."""
+    ids = [row.subject for row in rows if row.scope == Scope.KEY.value]
+    keys = get_token_model().objects.filter(pk__in=ids).values_list("pk", "name") if ids else ()
+    return {str(pk): name for pk, name in keys}
+
+
+def budget_entry(row: Budget, whom: str | None = None) -> BudgetEntry:
+    """A row as the value that the gateways carry; ``whom`` is what clients are told in the subject's place."""
     return BudgetEntry(
         id=f"{row.pk}.{row.opened}",
-        name=str(row),
+        name=row.named(whom or row.subject),
         scope=Scope(row.scope),
         subject=row.subject,
         period=Period(row.period),
@@ -25,7 +35,9 @@ def budget_entry(row: Budget) -> BudgetEntry:
 
 def budget_entries() -> list[BudgetEntry]:
     """All that are on."""
-    return [budget_entry(row) for row in Budget.objects.filter(enabled=True)]
+    rows = list(Budget.objects.filter(enabled=True))
+    names = whom_names(rows)
+    return [budget_entry(row, names.get(row.subject)) for row in rows]
 
 
 def spent_of(budget: BudgetEntry, now: float) -> Spent:

@@ -63,5 +63,9 @@ class Budget(models.Model):
         ]
 
     def __str__(self) -> str:
+        return self.named(self.subject)
+
+    def named(self, whom: str) -> str:
+        """In words, with a name in the place of a key's id."""
         every = {Period.DAY.value: "daily ", Period.MONTH.value: "monthly "}.get(self.period, "")
-        return f"{every}budget of {self.scope} {self.subject}"
+        return f"{every}budget of {self.scope} {whom}"

@@ -99,7 +99,7 @@ def test_a_budget_refuses_by_name_until_it_is_raised(priced: Platform) -> None:
         wait_until(lambda: answer(priced).status_code == 429, 10, "the budget is live")
         refused = answer(priced)
         assert refused.json()["error"]["code"] == "insufficient_quota"
-        assert "daily budget of key" in refused.json()["error"]["message"]
+        assert "daily budget of key first start cannot pay" in refused.json()["error"]["message"]
         assert http.patch(path, json={"limit_usd": "100"}).status_code == 200
         wait_until(lambda: answer(priced).status_code == 200, 10, "the raised budget is live")
     finally:

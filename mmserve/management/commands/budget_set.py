@@ -8,7 +8,8 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from mmserve.command import DataCommand, actor, add_reason
-from mmserve.errors import InvalidRequest
+from mmserve.errors import InvalidRequest, NotFound
+from mmserve.key_actions import find_key
 from routing import actions
 from routing.core.cost import Period, Scope
 from routing.models import Budget
@@ -16,11 +17,14 @@ from routing.presentation import budget_fields
 
 
 class Command(DataCommand):
-    help = "Make a budget, or change its limit. Exit codes: 0 done, 5 a wrong value."
+    help = "Make a budget, or change its limit. Exit codes: 0 done, 4 several keys of that name, 5 a wrong value."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("scope", choices=[one.value for one in Scope])
-        parser.add_argument("subject", help="a key's id, or the name of a team or a route")
+        parser.add_argument(
+            "subject",
+            help="the name of a team or a route; of a key its id, its first characters (15) or its name",
+        )
         parser.add_argument("limit_usd", help="dollars, or 'none': delete it")
         parser.add_argument("--period", choices=[one.value for one in Period], default=Period.MONTH.value)
         add_reason(parser)
@@ -28,6 +32,8 @@ class Command(DataCommand):
     def run(
         self, *, scope: str, subject: str, limit_usd: str, period: str, reason: str, **options: Any
     ) -> dict[str, Any]:
+        if scope == Scope.KEY.value:
+            subject = _key_id(subject)
         who = {"actor": actor(), "reason": reason}
         row = Budget.objects.filter(scope=scope, subject=subject, period=period).first()
         if limit_usd == "none":
@@ -40,6 +46,14 @@ class Command(DataCommand):
         else:
             row = actions.update_budget(row, limit_usd=limit, enabled=True, **who)
         return budget_fields(row)
+
+
+def _key_id(given: str) -> str:
+    try:
+        return str(find_key(given).pk)
+    except NotFound:
+        # A budget outlives its key, and is then found by the id alone.
+        return given
 
 
 def _dollars(text: str) -> Decimal:

@@ -14,6 +14,7 @@ from mmserve.models import AccessKey
 from registry.models import Event
 from routing import rollup
 from routing.models import Budget
+from routing.spending import budget_entries
 from tests.integration.registry.test_commands import refused, run
 from tests.integration.routing.conftest import record
 
@@ -70,19 +71,36 @@ def test_budget_set_makes_changes_and_deletes_and_budget_list_shows(
     run("team_create", "search", "--description", "finds things")
     made = run("budget_set", "team", "search", "10", "--period", "day")
     assert made == {
-        "scope": "team", "subject": "search", "period": "day", "limit_usd": "10", "spent_usd": "0",
+        "scope": "team", "subject": "search", "name": "search", "period": "day", "limit_usd": "10", "spent_usd": "0",
         "held_usd": "0", "enabled": True,
     }  # fmt: skip
     put(record(cost_nano=2_500_000_000))
     rollup.roll_up_all(client)
     run("budget_set", "team", "search", "7.5", "--period", "day", "--reason", "less")
     run("budget_set", "key", str(key.pk), "1")
+    assert run("budget_set", "key", "app", "2")["subject"] == str(key.pk)
     shown = {row["scope"]: row for row in run("budget_list")}
+    assert (shown["key"]["name"], shown["key"]["limit_usd"]) == ("app", "2")
     assert (shown["team"]["limit_usd"], shown["team"]["spent_usd"]) == ("7.5", "2.5")
-    event = Event.objects.filter(kind="budget.changed").get()
+    event = Event.objects.get(kind="budget.changed", subject="daily budget of team search")
     assert (event.reason, event.data["limit_usd"]) == ("less", "7.5")
     run("budget_set", "team", "search", "none", "--period", "day")
     assert [row.scope for row in Budget.objects.all()] == ["key"]
+
+
+def test_a_name_that_two_keys_have_is_refused_with_their_ids(key: AccessKey) -> None:
+    twin, _ = create_key(name="app", user=key.user, actor="tests")
+    code, words = refused("budget_set", "key", "app", "1")
+    assert code == 4
+    assert str(twin.pk) in words
+    assert str(key.pk) in words
+    assert not Budget.objects.exists()
+
+
+def test_clients_are_told_a_budgets_key_by_its_name(key: AccessKey) -> None:
+    run("budget_set", "key", "app", "1")
+    [entry] = budget_entries()
+    assert (entry.name, entry.subject) == ("monthly budget of key app", str(key.pk))
 
 
 @pytest.mark.parametrize(
