@@ -13,7 +13,8 @@ from __future__ import annotations
 import getpass
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -62,17 +63,22 @@ class DataCommand(BaseCommand):
         elif isinstance(data, Mapping):
             self._print_fields(data)
         else:
-            self._print_rows(data)
+            self._print_rows(data, self.columns)
 
     def _print_fields(self, data: Mapping[str, Any]) -> None:
-        width = max((len(name) for name in data), default=0)
+        tables = {name: value for name, value in data.items() if _is_table(value)}
+        width = max((len(name) for name in data if name not in tables), default=0)
         for name, value in data.items():
-            self.stdout.write(f"{name:<{width}}  {_cell(value)}")
+            if name not in tables:
+                self.stdout.write(f"{name:<{width}}  {_cell(value)}")
+        for name, rows in tables.items():
+            self.stdout.write(f"\n{name}")
+            self._print_rows(rows, tuple(rows[0]))
 
-    def _print_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        table = [[name.upper() for name in self.columns]]
-        table += [[_cell(row.get(name)) for name in self.columns] for row in rows]
-        widths = [max(len(line[place]) for line in table) for place in range(len(self.columns))]
+    def _print_rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        table = [[name.upper() for name in columns]]
+        table += [[_cell(row.get(name)) for name in columns] for row in rows]
+        widths = [max(len(line[place]) for line in table) for place in range(len(columns))]
         for line in table:
             self.stdout.write(
                 "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -85,8 +91,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_cell(part) for part in value) or "-"
     if isinstance(value, Mapping):
-        return json.dumps(value, default=str)
+        return ", ".join(f"{name}: {_cell(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
     return str(value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def add_reason(parser: CommandParser) -> None:

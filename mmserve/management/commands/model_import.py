@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
+from time import monotonic, sleep
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db.models import Sum
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
 from mmserve.command import DataCommand, actor, add_reason
 from mmserve.errors import Conflict, Unavailable
@@ -18,6 +21,14 @@ from registry.lookup import find_version
 from registry.models import ModelVersion, VersionState
 
 POLL_S = 0.5
+
+
+class Moved(DownloadColumn):
+    """Nothing while it is not known of how much."""
+
+    def render(self, task: Task) -> Text:
+        """Like ``12.0/256.6 MiB``."""
+        return Text() if task.total is None else super().render(task)
 
 
 class Command(DataCommand):
@@ -40,18 +51,18 @@ class Command(DataCommand):
         return version_fields(version)
 
     def _follow(self, version: ModelVersion, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+        until = monotonic() + timeout_s
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
+            Moved(binary_units=True),
             TextColumn("{task.fields[speed]}"),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("queued", total=None, speed="")
             files: dict[str, TaskID] = {}
             while version.state == VersionState.FETCHING:
-                if time.monotonic() > until:
+                if monotonic() > until:
                     raise Unavailable(
                         f"{version.served_id} is not ready after {timeout_s:g} s; the job goes on."
                     )
@@ -64,8 +75,11 @@ class Command(DataCommand):
                     speed=_speed(progress),
                 )
                 _show_files(bar, files, progress.get("files", ()))
-                time.sleep(POLL_S)
+                sleep(POLL_S)
                 version.refresh_from_db()
+            whole = version.files.aggregate(whole=Sum("size_bytes"))["whole"]
+            bar.update(task, description=version.state, completed=whole or 0, total=whole, speed="")
+            _show_files(bar, files, ())
         if version.state == VersionState.FAILED:
             raise Conflict(f"{version.served_id} failed: {version.state_reason}")
 
@@ -80,7 +94,7 @@ def _speed(progress: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _show_files(bar: Progress, shown: dict[str, TaskID], files: list[dict[str, Any]]) -> None:
+def _show_files(bar: Progress, shown: dict[str, TaskID], files: Sequence[dict[str, Any]]) -> None:
     """A bar for each file that is under way; gone when it is whole."""
     paths = {file["path"] for file in files}
     for path in set(shown) - paths:

@@ -37,9 +37,15 @@ class Command(DataCommand):
         found = plan_of(find_version(id), **asked)
         if options["json"]:
             return found
-        sizes = {f"  {name}": gib(count) for name, count in found["parts"].items()}
         found["devices"] = "; ".join(_on_device(one) for one in found["devices"])
-        return {**found, "total_bytes": gib(found["total_bytes"]), "parts": "", **sizes}
+        found["total_bytes"] = gib(found["total_bytes"])
+        rows: dict[str, Any] = {}
+        for name, value in found.items():
+            if name == "parts":
+                rows |= {f"  {part}": gib(count) for part, count in value.items()}
+            else:
+                rows[name] = value
+        return rows
 
 
 def _on_device(one: dict[str, Any]) -> str:

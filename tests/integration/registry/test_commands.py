@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -14,11 +15,12 @@ from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from inference.models import Deployment, Device, Node
+from inference.models import Deployment, Device, Node, Replica, ReplicaState
 from mmserve import doctor
+from mmserve.management.commands import model_import, model_load
 from mmserve.models import AccessKey
 from registry import actions
-from registry.models import Alias, Event, Model, ModelVersion, VersionState
+from registry.models import Alias, Event, Model, ModelVersion, VersionFile, VersionState
 
 Versions = Callable[..., ModelVersion]
 
@@ -113,6 +115,28 @@ def test_model_import_queues_the_job_and_waits_with_a_bound(version_of: Versions
     code, words = refused("model_import", "acme/echo@1", "--wait", "--timeout", "0")
     assert code == 1
     assert "not ready after 0 s" in words
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_import_that_is_waited_for_ends_with_its_bytes(
+    version_of: Versions,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    version = version_of("1", VersionState.REGISTERED)
+
+    def job(_: float) -> None:
+        """All that happens while the command waits."""
+        VersionFile.objects.create(version=version, path="a", size_bytes=3 * 2**20, sha256="0" * 64)
+        ModelVersion.objects.update(state=VersionState.READY, progress={})
+
+    monkeypatch.setattr(model_import, "sleep", job)
+
+    assert run("model_import", "acme/echo@1", "--wait")["state"] == "ready"
+    told = capsys.readouterr().err
+    assert "3.0/3.0 MiB" in told
+    assert "?" not in told
 
 
 def test_model_list_shows_every_version_in_few_queries(
@@ -272,6 +296,49 @@ def test_doctor_ends_with_1_and_says_what_is_wrong(db: None, settings: Any) -> N
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (ReplicaState.READY, "ready"),
+        (ReplicaState.FAILED, "acme/echo@1 does not serve: its engine died"),
+        (ReplicaState.LOADING, "acme/echo@1 does not serve after 0.5 s; the load goes on."),
+    ],
+)
+def test_model_load_waits_until_it_serves_or_cannot(
+    version_of: Versions,
+    node: Node,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    state: ReplicaState,
+    said: str,
+) -> None:
+    version_of("1")
+
+    def engine(_: float) -> None:
+        """What happens while the command waits."""
+        time.sleep(0.05)
+        if not Replica.objects.exists():
+            Replica.objects.create(
+                deployment=Deployment.objects.get(),
+                device=Device.objects.get(),
+                state=state,
+                reason="its engine died",
+                reserved_bytes=0,
+            )
+
+    monkeypatch.setattr(model_load, "sleep", engine)
+    err = io.StringIO()
+    arguments = ("model_load", "acme/echo", "--wait", "--timeout", "0.5")
+    if state == ReplicaState.READY:
+        assert run(*arguments, stderr=err)["status"] == said
+        assert err.getvalue().startswith("acme/echo@1: waiting for a node")
+    else:
+        code, words = refused(*arguments)
+        assert code == (4 if state == ReplicaState.FAILED else 1)
+        assert words.splitlines()[-1] == said
+
+
+@pytest.mark.django_db(transaction=True)
 def test_where_all_was_stopped_nothing_is_said_to_run(
     version_of: Versions, node: Node, redis_url: str
 ) -> None:
@@ -399,5 +466,10 @@ def test_a_plan_says_what_would_be_taken_and_where_it_fits(version_of: Versions,
     assert found["device"] == "here/cpu:0"
     assert found["total_bytes"] == sum(found["parts"].values())
     assert run("model_plan", "acme/echo@1", tensor_parallel=2)["parts"]["weights"] == 5 * 10**8
+    out = io.StringIO()
+    call_command("model_plan", "acme/echo@1", stdout=out)
+    names = [line.split()[0] for line in out.getvalue().splitlines()]
+    assert "parts" not in names
+    assert names.index("weights") < names.index("devices")
     assert refused("model_plan", "acme/echo@1", "--streams", "0")[0] == 5
     assert refused("model_plan", "nobody")[0] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_rows_are_a_table_with_aligned_columns() -> None:
 
 def test_one_thing_is_printed_field_by_field() -> None:
     assert output({"id": "a@1", "reason": None}) == "id      a@1\nreason  -\n"
+
+
+def test_rows_within_one_thing_are_tables_below_it() -> None:
+    moment = datetime(2026, 11, 28, 14, 3, 9, 5, tzinfo=UTC)
+    events = [{"at": moment, "data": {"from": "1", "to": "2"}}, {"at": None, "data": {}}]
+
+    assert output({"events": events, "model": "a", "aliases": {"production": "2"}}).splitlines() == [
+        "model    a",
+        "aliases  production: 2",
+        "",
+        "events",
+        "AT                         DATA",
+        "2026-11-28 14:03:09+00:00  from: 1, to: 2",
+        "-                          -",
+    ]
 
 
 def test_json_is_json() -> None:
