@@ -13,6 +13,8 @@ from django.http.response import HttpResponseBase
 from mmserve.api_errors import envelope_response
 from registry import revision
 
+# Also with a slash too many, as of a base URL that ends with one: whoever asks there reads JSON.
+UNDER_V1 = re.compile(r"/+v1(?:/|$)")
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MESSAGES = {
     400: "The request is malformed, or its Host header is not one of this server's (MMSERVE_ALLOWED_HOSTS).",
@@ -31,7 +33,7 @@ class ApiErrors:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        if request.path != "/v1" and not request.path.startswith("/v1/"):
+        if not UNDER_V1.match(request.path):
             return self.get_response(request)
         request_id = request.headers.get("X-Request-ID", "")
         if not SANE_REQUEST_ID.fullmatch(request_id):

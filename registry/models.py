@@ -303,20 +303,26 @@ class Event(models.Model):
     def change(self) -> str:
         """What its data say, in a line: ``1 → 2``, ``price_input: 0.15 → 0.2``."""
         data = dict(self.data)
-        moved = (
-            f"{data.pop('from', None) or '–'} → {data.pop('to', None) or '–'}"
-            if {"from", "to"} & set(data)
-            else ""
-        )
+        moved = []
+        if {"from", "to"} & set(data):
+            before, after = data.pop("from", None), data.pop("to", None)
+            if isinstance(before, dict) and isinstance(after, dict):
+                # Several fields at once: of those that changed, what each was and is.
+                pairs = [(name, before.get(name), after.get(name)) for name in sorted({**before, **after})]
+                moved = [f"{name}: {_said(old)} → {_said(new)}" for name, old, new in pairs if old != new]
+            else:
+                moved = [f"{_said(before)} → {_said(after)}"]
         if self.kind.startswith("alias."):
-            return moved
+            return ", ".join(moved)
         changed = [
-            f"{name}: {value['from']} → {value['to']}"
+            f"{name}: {_said(value['from'])} → {_said(value['to'])}"
             for name, value in data.items()
             if isinstance(value, dict) and set(value) == {"from", "to"}
         ]
-        plain = [f"{name}: {value}" for name, value in data.items() if value and not isinstance(value, dict)]
-        return ", ".join(([moved] if moved else []) + changed + plain)
+        plain = [
+            f"{name}: {_said(value)}" for name, value in data.items() if value and not isinstance(value, dict)
+        ]
+        return ", ".join(moved + changed + plain)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:
@@ -325,6 +331,17 @@ class Event(models.Model):
 
     def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
         raise Conflict("events are append-only: they cannot be deleted")
+
+
+def _said(value: Any) -> str:
+    """A value of an event's data as people write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items()) or "–"
+    if isinstance(value, list):
+        return ", ".join(map(_said, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None or value == "" else str(value)
 
 
 class IdempotentRequest(models.Model):

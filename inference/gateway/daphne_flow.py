@@ -13,6 +13,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import daphne.server
@@ -21,7 +22,7 @@ from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet import defer, reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.tcp import Connection as TcpConnection
-from twisted.web.http import HTTPChannel
+from twisted.web.http import RESPONSES, HTTPChannel
 
 from inference.gateway.chunks import encode
 from inference.gateway.door import Door, Waiting
@@ -293,6 +294,9 @@ def install(runtime: GatewayRuntime) -> None:
     daphne.server.HTTPFactory = BoundedFactory
     daphne.server.serverFromString = listen
     daphne.server.WebSocketFactory.protocol = BoundedSocket
+    for status in HTTPStatus:
+        # What Twisted does not know, it calls "429 Unknown Status".
+        RESPONSES.setdefault(status.value, status.phrase.encode())
     HTTPChannel.dataReceived = data_received_by(Door(runtime))
     HTTPChannel.lineLengthExceeded = line_too_long
     HTTPChannel._respondToBadRequestAndDisconnect = bad_request

@@ -98,6 +98,7 @@ def test_a_budget_refuses_by_name_until_it_is_raised(priced: Platform) -> None:
     try:
         wait_until(lambda: answer(priced).status_code == 429, 10, "the budget is live")
         refused = answer(priced)
+        assert refused.reason_phrase == "Too Many Requests"
         assert refused.json()["error"]["code"] == "insufficient_quota"
         assert "daily budget of key first start cannot pay" in refused.json()["error"]["message"]
         assert http.patch(path, json={"limit_usd": "100"}).status_code == 200

@@ -115,6 +115,14 @@ def test_every_answer_has_the_headers_of_the_contract(manager: APIClient) -> Non
         assert len(found) == 32
 
 
+@pytest.mark.parametrize("path", ["//v1/completions", "///v1", "/v1//models"])
+def test_a_slash_too_many_under_v1_is_answered_in_json(client: Any, db: None, path: str) -> None:
+    response = client.post(f"http://testserver{path}")
+
+    assert response.status_code == 404
+    assert envelope(response)["message"] == f"There is nothing at {path}."
+
+
 def test_outside_of_v1_pages_stay_pages(client: Any, db: None) -> None:
     response = client.get("/nothing")
 

@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from inference.actions import configure, ensure_deployment
 from registry import actions
 from registry.models import Alias, Event, Model, ModelVersion, VersionState
 
@@ -181,9 +182,13 @@ def test_events_say_from_what_to_what(page: Client, ready: ModelVersion) -> None
     actions.promote(twin, actor="ada")
     actions.update_version(twin, actor="ada", price_input="0.2")
 
+    deployment = ensure_deployment(ready, actor="tests")
+    configure(deployment, {"max_streams": 4, "pinned": True, "deadline_s": 600}, actor="ada")
+
     timeline = text_of(page.get(f"/admin/registry/model/{ready.model_id}/history/"))
     listed = text_of(page.get("/admin/registry/event/"))
-    for words in ("1 → 2", "– → 1", "price_input: None → 0.2"):
+    assert "max_streams: 64 → 4, pinned: no → yes" in listed
+    for words in ("1 → 2", "– → 1", "price_input: – → 0.2"):
         assert words in timeline
         assert words in listed
 
