@@ -73,8 +73,7 @@ class MmserveError(Exception):
             wait_ms = max(0, round(self.retry_after_s * 1000))
             found.append(("retry-after-ms", str(wait_ms)))
             found.append(("retry-after", str(-(-wait_ms // 1000))))
-        if self.status >= 429 or self.status in (408, 409):
-            found.append(("x-should-retry", "true" if self.retryable else "false"))
+        found.append(("x-should-retry", "true" if self.retryable else "false"))
         return found
 
 

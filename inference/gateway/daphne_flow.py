@@ -159,16 +159,23 @@ class BoundedRequest(WebRequest):
 
 
 class BoundedSocket(WebSocketProtocol):
-    """Closes a socket whose client sends frames faster than they are taken."""
+    """Closes a socket whose client sends frames faster than they are taken, or one that is far too large.
+
+    What is a little too large arrives, and is told so in a frame.
+    """
+
+    max_message_bytes = 0
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         if self.application_queue.qsize() >= MAX_UNREAD_FRAMES:
-            self.sendClose(code=1008, reason="too many unread messages")
+            self.sendClose(code=4429, reason="too many unread messages")
         else:
             super().onMessage(payload, isBinary)
 
     def onOpen(self) -> None:
         self.transport.setTcpNoDelay(True)
+        self.failByDrop = False
+        self.maxMessagePayloadSize = self.maxFramePayloadSize = 4 * self.max_message_bytes
         super().onOpen()
 
 
@@ -289,6 +296,7 @@ def install(runtime: GatewayRuntime) -> None:
         "during", "shutdown", lambda: defer.Deferred.fromFuture(asyncio.ensure_future(runtime.stop()))
     )
     BoundedRequest.max_body_bytes = runtime.config.max_body_bytes
+    BoundedSocket.max_message_bytes = runtime.config.max_socket_message_bytes
     daphne.server.Server.handle_reply = handle_reply
     daphne.server.Server.kill_all_applications = kill_all_applications
     daphne.server.HTTPFactory = BoundedFactory

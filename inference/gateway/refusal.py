@@ -63,9 +63,13 @@ def _no_deployment(plan: Plan, decision: Decision, table: RoutingTable, live: Li
         context = entry.limits.context_length or load.context_length
         prompt, output = plan.longest_token_prompt or 0, plan.sampling.max_tokens or 0
         if context and prompt + output > context:
+            asked = (
+                f"the prompt has {prompt} and up to {output} were asked for"
+                if prompt
+                else f"max_tokens asks for {output}"
+            )
             return ContextLengthExceeded(
-                f"{served_id} has a context of {context} tokens; "
-                f"the prompt has {prompt or 'an unknown number'} and up to {output} were asked for.",
+                f"{served_id} has a context of {context} tokens; {asked}.",
                 param="prompt" if prompt > output else "max_tokens",
             )
     if any(NO_CHAT_TEMPLATE in one.reasons for one in candidates):

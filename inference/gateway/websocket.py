@@ -36,7 +36,8 @@ from routing.core.cost import in_usd
 PATH = "/ws/v1/completions"
 SUBPROTOCOL = "mmserve"
 BEARER_SUBPROTOCOL = "mmserve.bearer."
-POLICY_VIOLATION, UNAUTHORIZED = 1008, 4401
+# A socket is closed with this and the error's HTTP status: a library may send no code of the protocol's own.
+CLOSE_CODES = 4000
 
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -74,7 +75,7 @@ class SocketApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         if scope["path"] != PATH:
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            await send({"type": "websocket.close"})
             return
         await Socket(self._runtime(), scope, receive, send).run()
 
@@ -120,8 +121,7 @@ class Socket:
             self._open = False
         except MmserveError as error:  # of the door: a request's own errors are answered by its task
             await self._error(None, error)
-            code = UNAUTHORIZED if isinstance(error, AuthenticationFailed) else POLICY_VIOLATION
-            await self._send({"type": "websocket.close", "code": code})
+            await self._send({"type": "websocket.close", "code": CLOSE_CODES + error.status})
         finally:
             self._open = False
             tasks = [one.task for one in self._running.values() if one.task is not None]

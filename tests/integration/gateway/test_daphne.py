@@ -233,6 +233,22 @@ async def test_a_socket_carries_several_requests_at_once(daphne, layer, redis_ur
     assert texts == {"a": "Hello you", "b": "Hello you"}
 
 
+@pytest.mark.parametrize(("mebibytes", "code"), [(2, 4413), (6, 1009)])
+async def test_a_message_that_is_too_large_ends_its_socket_with_a_reason(
+    daphne: int, mebibytes: int, code: int
+) -> None:
+    async with websockets.connect(
+        f"ws://127.0.0.1:{daphne}/ws/v1/completions", subprotocols=["mmserve", f"mmserve.bearer.{KEY}"]
+    ) as client:
+        await client.send("x" * mebibytes * 2**20)
+        if code == 4413:
+            assert json.loads(await client.recv())["error"]["code"] == "payload_too_large"
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == code
+
+
 async def test_daphne_stops_cleanly_while_it_answers(daphne, layer, redis_url):
     async def forever(engine: FakeEngine, job_id: str, request: Any) -> AsyncIterator[list[Any]]:
         yield [DELTA, 0, "one", [1], None, None, None]
