@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import OperationalError
 
 from mmserve.errors import Conflict, InvalidRequest, MmserveError, NotFound
 
@@ -54,6 +55,11 @@ class DataCommand(BaseCommand):
         except MmserveError as error:
             self.stderr.write(error.message)
             sys.exit(exit_code(error))
+        except OperationalError as error:
+            self.stderr.write(
+                f"The database (DATABASE_URL, else in MMSERVE_DATA_DIR) cannot be used: {' '.join(str(error).split())}"
+            )
+            sys.exit(1)
         self.render(data, as_json=options["json"])
 
     def render(self, data: Mapping[str, Any] | list[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.core.management import get_commands
+from django.db import OperationalError
 
 from mmserve.command import DataCommand, exit_code
 from mmserve.errors import (
@@ -69,6 +70,18 @@ def test_an_error_has_its_documented_exit_code_and_its_words_on_stderr(
     assert ended.value.code == code == exit_code(error)
     assert command.stderr._out.getvalue() == "x\n"
     assert command.stdout._out.getvalue() == ""
+
+
+def test_a_database_that_is_away_is_told_in_one_line() -> None:
+    command = Listing(OperationalError("unable to open\ndatabase file"))
+
+    with pytest.raises(SystemExit) as ended:
+        command.handle(json=False)
+
+    assert ended.value.code == 1
+    assert command.stderr._out.getvalue() == (
+        "The database (DATABASE_URL, else in MMSERVE_DATA_DIR) cannot be used: unable to open database file\n"
+    )
 
 
 def test_rows_are_a_table_with_aligned_columns() -> None:
