@@ -10,10 +10,10 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from inference.capacity.estimate import kv_cost
 from inference.capacity.placement import place
+from inference.drafts import check_draft, check_proposed, drafts_for, proposed
 from inference.engine_options import check_abilities, check_with_engine
-from inference.memory import device_rooms, need_of
+from inference.memory import device_rooms, kv_cost_of, need_of
 from inference.models import ALIVE, Deployment, Replica, ReplicaState, Schedule
 from inference.notify import wake_controller
 from mmserve.errors import Conflict, InsufficientMemory, InvalidRequest
@@ -34,6 +34,7 @@ EDITABLE = frozenset(
         "quantization",
         "speculation",
         "speculative_tokens",
+        "draft",
         "guided_decoding",
         "queue_bound",
         "hold_bound",
@@ -65,7 +66,7 @@ def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
     name = deployment_name(version)
     if Deployment.objects.filter(name=name).exists():
         name = f"{name}-{version.pk}"
-    deployment = Deployment(name=name, version=version, **version.engine_options)
+    deployment = proposed(version, name=name)
     check_options(deployment)
     deployment.save()
     bump("deployment.created", name, actor, data={"version": version.served_id})
@@ -75,25 +76,30 @@ def ensure_deployment(version: ModelVersion, *, actor: str) -> Deployment:
 def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, reason: str = "") -> Deployment:
     """Change a deployment's options and bounds; a running replica keeps the engine options it was started with.
 
-    Where no engine could be asked about engine options, the event says why: ``unchecked``.
+    ``draft`` is a ModelVersion or None. Where no engine could be asked about engine options, the event says why:
+    ``unchecked``.
     """
     for field in changes:
         if field not in EDITABLE:
             raise InvalidRequest(
                 f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field
             )
-    draft = Deployment.objects.select_related("version__model").get(pk=deployment.pk)
-    before = _set(draft, changes)
-    check_options(draft)
+    sketch = Deployment.objects.select_related("version__model", "draft__model").get(pk=deployment.pk)
+    before = _set(sketch, changes)
+    check_options(sketch)
     unchecked = check_with_engine(
-        draft, [field for field, value in changes.items() if value != before[field]]
+        sketch, [field for field, value in changes.items() if value != before[field]]
     )
     with transaction.atomic():
         row = Deployment.objects.select_for_update().get(pk=deployment.pk)
         before = _set(row, changes)
+        if row.draft_id is not None:
+            # Whoever archives or deletes it beside this comes before, or after.
+            locked = ModelVersion.objects.select_for_update(of=("self",)).select_related("model")
+            row.draft = locked.filter(pk=row.draft_id).first()
         check_options(row)
         row.save(update_fields=list(changes))
-        details: dict[str, Any] = {"from": before, "to": changes}
+        details: dict[str, Any] = {"from": _plain(before), "to": _plain(changes)}
         if unchecked:
             details["unchecked"] = unchecked
         bump("deployment.configured", row.name, actor, reason, details)
@@ -150,6 +156,13 @@ def _set(row: Deployment, changes: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As an event tells them."""
+    return {
+        name: value.served_id if isinstance(value, ModelVersion) else value for name, value in values.items()
+    }
+
+
 def check_options(deployment: Deployment) -> None:
     """Refuse values that the engine could not start with; names the field."""
     try:
@@ -158,20 +171,20 @@ def check_options(deployment: Deployment) -> None:
         field, messages = next(iter(error.message_dict.items()))
         raise InvalidRequest(f"{field}: {messages[0]}", param=field) from error
     check_abilities(deployment)
+    check_draft(deployment)
     native = deployment.version.facts.get("context_length")
     if deployment.context_length and native and deployment.context_length > native:
         raise InvalidRequest(
             f"context_length: {deployment.context_length} tokens asked for, the model was made for {native}",
             param="context_length",
         )
-    cost = kv_cost(
-        deployment.version.facts, 4.0 if deployment.dtype == "float32" else 2.0, deployment.tensor_parallel
-    )
+    cost = kv_cost_of(deployment)
     context = deployment.context_length or native
     if cost is not None and context and cost.least_bytes(context) > deployment.kv_cache_bytes:
+        both = " with its draft" if deployment.draft else ""
         raise InvalidRequest(
             f"kv_cache_bytes: {deployment.kv_cache_bytes} bytes do not hold one stream of {context} tokens, which "
-            f"takes {cost.least_bytes(context)}; set more, or a shorter context_length",
+            f"takes {cost.least_bytes(context)}{both}; set more, or a shorter context_length",
             param="kv_cache_bytes",
         )
 
@@ -254,7 +267,10 @@ def on_engine_options_proposed(options: dict[str, Any], **_: Any) -> None:
                 f"engine_options: {name[:50]!r} is none of {', '.join(sorted(EDITABLE))}",
                 param="engine_options",
             )
-    row = Deployment(**options)
+    try:
+        row = Deployment(**check_proposed(options))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"engine_options: {error.message}", param="engine_options") from error
     try:
         row.clean_fields(exclude=["version", "name"])
     except ValidationError as error:
@@ -264,6 +280,12 @@ def on_engine_options_proposed(options: dict[str, Any], **_: Any) -> None:
 
 def on_version_retiring(version: ModelVersion, actor: str, deleting: bool, **_: Any) -> None:
     """Receiver of registry's `version_retiring`: what serves is not taken away; a deployment that sleeps goes along."""
+    # Whoever makes it a draft beside this comes before, or after.
+    ModelVersion.objects.select_for_update().filter(pk=version.pk).first()
+    guessed_for = drafts_for(version)
+    if guessed_for:
+        names = ", ".join(guessed_for)
+        raise Conflict(f"{version.served_id} is the draft of deployment {names}; give it another one first")
     deployment = Deployment.objects.filter(version=version).first()
     if deployment is None:
         return

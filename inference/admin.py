@@ -19,6 +19,7 @@ from unfold.widgets import UnfoldAdminTimeWidget
 from inference import actions
 from inference.admin_memory import memory_table
 from inference.beats import read_beats
+from inference.drafts import proposed_or_plain
 from inference.memory import NODE_LOST_AFTER_S
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState, Schedule, with_last_log
 from inference.protocol import ReplicaBeat
@@ -112,7 +113,7 @@ class ServedVersionPage(LoadUnload, VersionPage):
         if not obj.facts:
             return "Known once its files are here."
         deployment = Deployment.objects.filter(version=obj).first()
-        return memory_table(deployment or Deployment(version=obj, **obj.engine_options))
+        return memory_table(deployment or proposed_or_plain(obj))
 
 
 class ReplicaInline(ReadOnlyInline):
@@ -152,7 +153,7 @@ class DeploymentPage(LoadUnload):
     list_display = ("name", "version", "status", "status_reason", "replicas", "max_streams", "kv_cache")
     list_select_related = ("version__model",)
     search_fields = ("name", "version__model__name")
-    autocomplete_fields = ("version",)
+    autocomplete_fields = ("version", "draft")
     actions_detail = ("load", "unload")
     inlines = (ScheduleInline, ReplicaInline)
     ENGINE = (
@@ -161,7 +162,8 @@ class DeploymentPage(LoadUnload):
         ("prefix_caching", "in_process"),
         ("max_batched_tokens", "tensor_parallel"),
         ("quantization", "guided_decoding"),
-        ("speculation", "speculative_tokens"),
+        ("speculation", "draft"),
+        ("speculative_tokens",),
     )
     BOUNDS = (("queue_bound", "hold_bound"), "deadline_s")
     SHOWN = ("name", "version", "status", "status_reason", "why", "replicas", "on_ladder")
@@ -214,7 +216,7 @@ class DeploymentPage(LoadUnload):
         return row.version
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return with_last_log(super().get_queryset(request).select_related("version__model"))
+        return with_last_log(super().get_queryset(request).select_related("version__model", "draft__model"))
 
     @display(description="Why it is not running")
     def why(self, obj: Deployment) -> SafeString | str:

@@ -12,14 +12,20 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
 from inference.capacity.calibration import MEASURED, grouped
-from inference.capacity.estimate import kv_cost
-from inference.memory import estimate_for
+from inference.memory import estimate_for, kv_cost_of
 from inference.models import Deployment, Device, LoadObservation
 from registry.admin_base import ReadOnly
 from registry.admin_parts import facts_table, in_bytes, in_utc
 
 COLUMNS = ("", "Estimated", "Last load")
-NAMES = {"kv_cache": "KV cache", "cuda_graphs": "CUDA graphs", "context": "CUDA context"}
+NAMES = {
+    "draft_weights": "draft's weights",
+    "kv_cache": "KV cache",
+    "cuda_graphs": "CUDA graphs",
+    "context": "CUDA context",
+}
+# Most engines have none of it.
+ONLY_WHERE_IT_IS = ("draft_weights",)
 # From here on an estimate is worth a look.
 NOTABLE_ERROR = 0.05
 
@@ -46,7 +52,7 @@ def _streams(deployment: Deployment) -> str:
     """How many streams of the whole context the cache holds."""
     facts = deployment.version.facts
     context = deployment.context_length or facts.get("context_length")
-    cost = kv_cost(facts, 4.0 if deployment.dtype == "float32" else 2.0, deployment.tensor_parallel)
+    cost = kv_cost_of(deployment)
     if cost is None or not context or not (a_stream := cost.stream_bytes(context)):
         return ""
     return f"; the cache holds {deployment.kv_cache_bytes // a_stream:,} streams of {context:,} tokens"
@@ -56,6 +62,8 @@ def parts_rows(predicted: dict[str, int], measured: dict[str, int]) -> list[tupl
     """A row a part, and the total; of several parts that are measured as one, the last says how much."""
     rows = []
     for name, members in _members(predicted):
+        if name in ONLY_WHERE_IT_IS and not (predicted.get(name) or measured.get(name)):
+            continue
         taken = measured.get(name)
         for member in members[:-1]:
             rows.append((named(member), in_bytes(predicted[member]), f"in {named(name)}"))

@@ -14,6 +14,7 @@ from rest_framework.views import APIView
 from inference import actions
 from inference.capacity.estimate import DTYPE_BYTES, QUANTIZED_BYTES
 from inference.deletion import delete
+from inference.drafts import MAX_ID_CHARS, named_draft
 from inference.listing import listing
 from inference.model_objects import version_object, whole_object
 from inference.models import MAX_PROMPT_CHARS, MAX_PROMPTS, Deployment, Schedule, with_last_log
@@ -23,7 +24,7 @@ from inference.route_objects import route_object
 from inference.rungs import ladders
 from inference.status import STATUSES
 from registry.lookup import find, find_version
-from registry.models import Alias, Model
+from registry.models import Alias, Model, ModelVersion
 from registry.pagination import NewestFirst
 from registry.rest import (
     MAX_QUERY_REASON_CHARS,
@@ -166,6 +167,11 @@ class PlanQuery(QuerySerializer):
     dtype = serializers.ChoiceField(["auto", *DTYPE_BYTES], required=False)
     quantization = serializers.ChoiceField(list(QUANTIZED_BYTES), required=False)
     tensor_parallel = serializers.IntegerField(min_value=1, max_value=64, required=False)
+    draft = serializers.CharField(
+        max_length=MAX_ID_CHARS,
+        required=False,
+        help_text="name@version of a draft model (speculative decoding)",
+    )
 
 
 class PlanOnDeviceSerializer(serializers.Serializer):
@@ -184,6 +190,7 @@ class PlanSerializer(serializers.Serializer):
     """What a version would take, and where it would fit."""
 
     id = serializers.CharField()
+    draft = serializers.CharField(allow_null=True)
     total_bytes = serializers.IntegerField()
     parts = serializers.DictField(child=serializers.IntegerField())
     calibrated = serializers.BooleanField(help_text="by what an earlier load of the same thing took")
@@ -241,6 +248,16 @@ class TextField(serializers.CharField):
         return super().to_internal_value(data)
 
 
+class VersionField(serializers.CharField):
+    """A version by its id: shown as ``name@version``; an alias stands for what it means now."""
+
+    def to_internal_value(self, data: Any) -> ModelVersion:
+        return named_draft(data)
+
+    def to_representation(self, value: ModelVersion) -> str:
+        return value.served_id
+
+
 class ScheduleSerializer(StrictSerializer, serializers.ModelSerializer):
     """When a deployment is kept hot."""
 
@@ -257,6 +274,9 @@ class DeploymentSerializer(StrictSerializer, serializers.ModelSerializer):
     ladder = serializers.SerializerMethodField()
     warmup_prompts = serializers.ListField(
         child=TextField(max_length=MAX_PROMPT_CHARS), max_length=MAX_PROMPTS, required=False
+    )
+    draft = VersionField(
+        required=False, allow_null=True, help_text="name@version of the model that guesses (draft_model)"
     )
     schedules = ScheduleSerializer(many=True, required=False, max_length=actions.MAX_SCHEDULES)  # type: ignore[call-arg]
     log_tail = serializers.CharField(source="last_log", read_only=True, allow_null=True)
@@ -303,7 +323,7 @@ class DeploymentViewSet(mixins.UpdateModelMixin, viewsets.ReadOnlyModelViewSet):
     """Deployments: engine options and bounds."""
 
     queryset = with_last_log(
-        Deployment.objects.select_related("version__model").prefetch_related("schedules")
+        Deployment.objects.select_related("version__model", "draft__model").prefetch_related("schedules")
     )
     serializer_class = DeploymentSerializer
     pagination_class = NewestFirst

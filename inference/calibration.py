@@ -24,6 +24,7 @@ MATTERING = (
     "speculation",
     "speculative_tokens",
     "guided_decoding",
+    "draft",
 )
 OTHERS = 20
 # Loads of one version on one kind of device that are remembered.
@@ -43,6 +44,7 @@ def calculated_for(deployment: Deployment, device_kind: str) -> MemoryEstimate:
         tensor_parallel=deployment.tensor_parallel,
         max_streams=deployment.max_streams,
         max_batched_tokens=deployment.max_batched_tokens,
+        draft=deployment.draft.facts if deployment.draft else None,
     )
 
 
@@ -104,8 +106,13 @@ def observe_growth(row: LoadObservation, beat: ReplicaBeat) -> bool:
 
 
 def options_of(deployment: Deployment) -> dict[str, Any]:
-    """The options that matter to memory."""
-    return {name: getattr(deployment, name) for name in MATTERING}
+    """The options that matter to memory; a draft by its id."""
+    found = {name: getattr(deployment, name) for name in MATTERING}
+    if deployment.draft is None:
+        # Loads that were seen before there were drafts have the same digest still.
+        del found["draft"]
+        return found
+    return {**found, "draft": deployment.draft.served_id}
 
 
 def options_key(deployment: Deployment) -> str:

@@ -10,6 +10,7 @@ import logging
 from django.db import transaction
 
 from inference.actions import unload
+from inference.drafts import drafts_for
 from inference.models import ALIVE, Deployment, Replica
 from mmserve.errors import Conflict
 from registry.actions import delete_alias, delete_model, delete_version
@@ -37,6 +38,7 @@ def drain_and_delete(row: Model | ModelVersion, *, actor: str, reason: str = "")
     Raises Conflict for what an alias of a living model names, or what is being fetched.
     """
     deployments = _deployments(row)
+    _refuse_drafts(row)
     if isinstance(row, ModelVersion) and row.aliases.exists():
         # Says which aliases: promoting another version comes first, drained or not.
         delete_version(row, actor=actor, reason=reason)
@@ -68,6 +70,18 @@ def _deployments(row: Model | ModelVersion) -> list[Deployment]:
     rows = Deployment.objects.select_related("version__model")
     found = rows.filter(version__model=row) if isinstance(row, Model) else rows.filter(version=row)
     return list(found)
+
+
+def _refuse_drafts(row: Model | ModelVersion) -> None:
+    """What guesses for others is not drained: it would never be gone."""
+    versions = row.versions.select_related("model") if isinstance(row, Model) else [row]
+    own = {str(one) for one in _deployments(row)}
+    for version in versions:
+        others = [name for name in drafts_for(version) if name not in own]
+        if others:
+            raise Conflict(
+                f"{version.served_id} is the draft of deployment {', '.join(others)}; give it another one first"
+            )
 
 
 def _serves(row: Model | ModelVersion) -> bool:

@@ -35,12 +35,13 @@ ENGINE_FIELDS = {
     "quantization": "quantization",
     "speculation": "speculative",
     "speculative_tokens": "num_speculative_tokens",
+    "draft": "draft",
     "guided_decoding": "structured_outputs",
 }
 
 
-def engine_options(deployment: Deployment) -> EngineOptions:
-    """What the operator set of the engine."""
+def engine_options(deployment: Deployment, *, draft_path: str | None = None) -> EngineOptions:
+    """What the operator set of the engine; ``draft_path``: where its draft's files lie, on the node."""
     return EngineOptions(
         dtype=deployment.dtype,
         context_length=deployment.context_length,
@@ -53,8 +54,10 @@ def engine_options(deployment: Deployment) -> EngineOptions:
         quantization=deployment.quantization or None,
         speculation=deployment.speculation or None,
         speculative_tokens=deployment.speculative_tokens,
+        draft_path=draft_path,
         guided_decoding=deployment.guided_decoding,
-        trust_remote_code=deployment.version.model.trust_remote_code,
+        # vLLM has one switch for both models.
+        trust_remote_code=all(one.model.trust_remote_code for one in deployment.loaded_versions),
     )
 
 
@@ -92,6 +95,7 @@ def check_with_engine(deployment: Deployment, changed: Iterable[str]) -> str:
     asked = CheckRequest(
         reply_to=f"mmserve:check:{uuid.uuid4().hex}",
         version=deployment.version_id,
+        draft=deployment.draft_id,
         options=engine_options(deployment),
     )
     try:
@@ -108,7 +112,8 @@ def check_with_engine(deployment: Deployment, changed: Iterable[str]) -> str:
         log.warning("options of %s were not checked by an engine: %s did not answer", deployment, node)
         return f"node {node} did not answer"
     if answer == NOT_HERE:
-        return f"its files are not on node {node}"
+        whose = "its files or its draft's" if deployment.draft else "its files"
+        return f"{whose} are not on node {node}"
     if why := answer.decode():
         raise InvalidRequest(f"{named(why, fields)}: {in_our_words(why)}", param=named(why, fields))
     return ""

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from inference.calibration import calibrated_for
 from inference.capacity.abilities import LIMITED
-from inference.capacity.estimate import MemoryEstimate
+from inference.capacity.estimate import KvCost, MemoryEstimate, kv_cost
 from inference.capacity.placement import DeviceRoom, Need
 from inference.models import ALIVE, Deployment, Device, Replica
 from registry import store
@@ -23,6 +23,16 @@ NODE_LOST_AFTER_S = settings.NODE_LEASE_S
 def estimate_for(deployment: Deployment, device_kind: str = "cpu") -> MemoryEstimate:
     """What one replica of this deployment takes of each of its devices."""
     return calibrated_for(deployment, device_kind)
+
+
+def kv_cost_of(deployment: Deployment) -> KvCost | None:
+    """What a stream costs of its cache, its draft's keys and values with it; None where the facts do not tell."""
+    return kv_cost(
+        deployment.version.facts,
+        4.0 if deployment.dtype == "float32" else 2.0,
+        deployment.tensor_parallel,
+        draft=deployment.draft.facts if deployment.draft else None,
+    )
 
 
 def need_of(deployment: Deployment, rooms: Iterable[DeviceRoom]) -> Need:

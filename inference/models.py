@@ -102,7 +102,17 @@ class Deployment(models.Model):
         max_length=20,
         blank=True,
         choices=[(name, name) for name in SPECULATIONS],
-        help_text="ngram guesses what follows from what the prompt has said already; the text stays the same",
+        help_text="ngram guesses what follows from what the prompt has said already, draft_model has a smaller model "
+        "guess; the text stays the same",
+    )
+    draft = models.ForeignKey(
+        ModelVersion,
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="drafts_for",
+        verbose_name="draft model",
+        help_text="a small version with the same vocabulary, which guesses for draft_model; in the same KV cache",
     )
     speculative_tokens = models.PositiveSmallIntegerField(
         default=4,
@@ -189,6 +199,11 @@ class Deployment(models.Model):
     def desired(self) -> int:
         """Replicas that should be up now."""
         return 0 if self.asleep else self.replicas
+
+    @property
+    def loaded_versions(self) -> list[ModelVersion]:
+        """Whose files its engines read: its version's, and its draft's."""
+        return [self.version, *([self.draft] if self.draft else [])]
 
     @property
     def loads(self) -> list[PastLoad]:

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from inference.calibration import corrected
+from inference.capacity.abilities import DRAFT_MODEL, NGRAM
 from inference.capacity.estimate import MemoryEstimate
 from inference.capacity.whatif import what_if
+from inference.drafts import check_vocabulary, named_draft, proposed_or_plain
 from inference.memory import device_rooms
 from inference.models import Deployment
 from mmserve.errors import InvalidRequest
@@ -18,15 +20,19 @@ def plan_of(version: ModelVersion, **asked: Any) -> dict[str, Any]:
     """Parts in bytes, bytes a token, streams, and where it would fit now or on an empty device."""
     if not version.facts:
         raise InvalidRequest(f"{version.served_id} is {version.state}: nothing is known of its files yet.")
-    draft = _draft(version, asked)
+    draft = _draft_of(version, asked.pop("draft", None))
+    sketch = _sketch(version, draft, asked)
 
     def correct(found: MemoryEstimate, kind: str) -> MemoryEstimate:
-        draft.kv_cache_bytes = found.kv_cache_bytes + found.state_bytes
-        return corrected(found, draft, kind)
+        sketch.kv_cache_bytes = found.kv_cache_bytes + found.state_bytes
+        return corrected(found, sketch, kind)
 
-    found = what_if(version.facts, device_rooms(), correct=correct, **asked)
+    found = what_if(
+        version.facts, device_rooms(), draft=draft.facts if draft else None, correct=correct, **asked
+    )
     return {
         "id": version.served_id,
+        "draft": draft.served_id if draft else None,
         "total_bytes": found.estimate.total_bytes,
         "parts": found.estimate.parts(),
         "calibrated": found.estimate.calibrated,
@@ -41,14 +47,28 @@ def plan_of(version: ModelVersion, **asked: Any) -> dict[str, Any]:
     }
 
 
-def _draft(version: ModelVersion, asked: dict[str, Any]) -> Deployment:
-    """The deployment that is asked about; where nothing is said it is as the version's own."""
-    draft = Deployment.objects.filter(version=version).first() or Deployment(
-        version=version, **version.engine_options
-    )
-    draft.dtype = asked.get("dtype", "auto")
-    draft.quantization = asked.get("quantization") or ""
-    draft.tensor_parallel = asked.get("tensor_parallel", 1)
-    draft.context_length = asked.get("context_length")
-    draft.max_streams = asked.get("streams", 1)
+def _draft_of(version: ModelVersion, named: str | None) -> ModelVersion | None:
+    """The version that would guess; InvalidRequest names the field."""
+    if named is None:
+        return None
+    draft = named_draft(named)
+    if not draft.facts:
+        raise InvalidRequest(
+            f"draft: {draft.served_id} is {draft.state}: nothing is known of its files yet.", param="draft"
+        )
+    check_vocabulary(version, draft)
     return draft
+
+
+def _sketch(version: ModelVersion, draft: ModelVersion | None, asked: dict[str, Any]) -> Deployment:
+    """The deployment that is asked about; where nothing is said it is as the version's own."""
+    sketch = Deployment.objects.filter(version=version).first() or proposed_or_plain(version)
+    sketch.draft = draft
+    # Of those that a draft goes with; without one, whatever it is now.
+    sketch.speculation = DRAFT_MODEL if draft else NGRAM if sketch.speculation == NGRAM else ""
+    sketch.dtype = asked.get("dtype", "auto")
+    sketch.quantization = asked.get("quantization") or ""
+    sketch.tensor_parallel = asked.get("tensor_parallel", 1)
+    sketch.context_length = asked.get("context_length")
+    sketch.max_streams = asked.get("streams", 1)
+    return sketch

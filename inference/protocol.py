@@ -105,7 +105,7 @@ def checks_key(node: str) -> str:
 
 
 CHECK_TTL_S = 30
-NOT_HERE = b"not here"  # the answer of a node that has not the version's files
+NOT_HERE = b"not here"  # the answer of a node that has not all files
 # Redis string: since when (unix time) each deployment that is not up is asked for (JSON, by name).
 ASKED_KEY = "mmserve:asked"
 
@@ -264,6 +264,7 @@ class CheckRequest(msgspec.Struct, kw_only=True):
 
     reply_to: str
     version: int  # primary key
+    draft: int | None = None  # the same of its draft
     options: EngineOptions
 
 
@@ -281,6 +282,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     quantization: str | None = None  # on load
     speculation: str | None = None
     speculative_tokens: int = 4
+    draft_path: str | None = None  # folder of the model that guesses
     guided_decoding: str = "guidance"  # backend of structured outputs, or "off"
     trust_remote_code: bool = False
     extra: dict[str, Any] = {}

@@ -55,7 +55,9 @@ def reconcile(
         created_at__gt=timezone.now() - timedelta(seconds=PRELOADS_FIRST_S),
     )
     # What is preloaded comes first, and the others wait until it is up, though not for a long fetch.
-    for deployment in Deployment.objects.select_related("version__model").order_by("-preload", "name"):
+    for deployment in Deployment.objects.select_related("version__model", "draft__model").order_by(
+        "-preload", "name"
+    ):
         rows = list(
             deployment.replica_set.filter(state__in=ALIVE, stop_requested=False).select_related(
                 "device__node"

@@ -45,7 +45,7 @@ def held_by(replica: Replica, deployment: Deployment) -> Held:
     estimate = estimate_for(deployment, replica.device.kind)
     return Held(
         total_bytes=replica.serving_bytes or replica.reserved_bytes,
-        weights_bytes=estimate.weights_bytes,
+        weights_bytes=estimate.weights_bytes + estimate.draft_weights_bytes,
         kv_cache_bytes=estimate.kv_cache_bytes,
     )
 

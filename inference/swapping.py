@@ -74,7 +74,9 @@ class Swapper:
         """Observe, put to sleep, wake; the controller then starts and stops by the rows."""
         now = time.monotonic()
         deployments = list(
-            Deployment.objects.filter(replicas__gt=0, failure="").select_related("version__model")
+            Deployment.objects.filter(replicas__gt=0, failure="").select_related(
+                "version__model", "draft__model"
+            )
         )
         self._uses = {pk: use for pk, use in self._uses.items() if pk in {row.pk for row in deployments}}
         replicas: dict[int, list[Replica]] = defaultdict(list)

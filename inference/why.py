@@ -35,7 +35,7 @@ def why_not_running(version: ModelVersion) -> list[str]:
     rows = list(
         Replica.objects.filter(deployment=deployment)
         .filter(Q(state__in=ALIVE) | Q(state=ReplicaState.FAILED, superseded=False))
-        .select_related("device__node", "deployment__version__model")
+        .select_related("device__node", "deployment__version__model", "deployment__draft__model")
         .prefetch_related("more_devices")
         .order_by("created_at")
     )
@@ -69,8 +69,8 @@ def _of_pending(row: Replica) -> str:
     other = loading.filter(Q(device__in=devices) | Q(more_devices__in=devices)).select_related("deployment")
     if (first := other.first()) is not None:
         return f"{row} waits until {first} is loaded: loads on one device come one after the other."
-    version = row.deployment.version
-    if not store.is_local() and entry_name(version) not in node.files:
+    needed = {entry_name(version) for version in row.deployment.loaded_versions}
+    if not store.is_local() and not needed <= set(node.files):
         return f"{row} waits for its files, which are on their way to {node.name}."
     return f"{row} waits for {node.name} to start it."
 

@@ -2,6 +2,11 @@
 
 Sources: vLLM 0.32's ``--quantization`` shorthands for online quantization and its feature matrix by compute
 capability; on CPUs with and without AMX each was tried: per block needs its tiles, per tensor and mxfp8 do not load.
+
+Of vLLM's methods of speculation (``SpeculativeConfig``) those are offered that were run: ``ngram`` and
+``draft_model``. Not ``ngram_gpu``, which needs CUDA and was run by nobody here, nor ``suffix``, which needs the package
+arctic-inference; ``eagle``, ``mtp``, ``medusa`` and their like guess with layers that were trained for one model, and
+whose checkpoints are no versions that could be served themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +28,8 @@ GPU_QUANTIZATION = {
 CPU_QUANTIZATION = ("int8_per_channel_weight_only", "fp8_per_channel")
 AMX_QUANTIZATION = ("fp8_per_block",)
 QUANTIZATIONS = tuple(GPU_QUANTIZATION)
-SPECULATIONS = ("ngram",)
+NGRAM, DRAFT_MODEL = "ngram", "draft_model"
+SPECULATIONS = (NGRAM, DRAFT_MODEL)
 # vLLM's sleep mode is for GPUs only.
 CPU_LADDER = (SERVING, STOPPED, REMOTE)
 LIMITED = ("quantization", "speculation", "tensor_parallel")

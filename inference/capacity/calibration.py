@@ -15,6 +15,7 @@ from inference.capacity.estimate import MemoryEstimate
 # What an engine can tell apart: its states lie in the cache, and a CUDA context is nobody's part but the process's.
 MEASURED = {
     "weights": ("weights",),
+    "draft_weights": ("draft_weights",),
     "kv_cache": ("kv_cache", "state"),
     "activations": ("activations",),
     "runtime": ("runtime", "context", "cuda_graphs"),
@@ -44,6 +45,7 @@ def calibrated(
         return replace(
             _with_runtime(found, measured["runtime"]),
             weights_bytes=measured["weights"],
+            draft_weights_bytes=measured.get("draft_weights", 0),
             kv_cache_bytes=max(0, measured["kv_cache"] - found.state_bytes),
             activations_bytes=seen if same.batch_was_full else max(seen, found.activations_bytes),
             calibrated=True,

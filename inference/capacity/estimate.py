@@ -7,12 +7,16 @@ vLLM takes from the same pool.
 
 Tensor parallel (Megatron-LM, Shoeybi 2019) shares heads, feed-forward and vocabulary. What cannot be shared is on
 every device: MLA's latent vector, and a KV head where there are fewer heads than devices.
+
+A draft model (speculative decoding, Leviathan 2023) is a second model in the same engine: it takes the target's dtype,
+is never quantized on load, and keeps its layers' keys and values in the same cache (vLLM ``SpeculativeConfig``,
+``DraftModelProposer``), so the same bytes hold fewer tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 MIB, GIB = 2**20, 2**30
@@ -57,6 +61,7 @@ class MemoryEstimate:
     """Bytes by part, on each of the replica's devices."""
 
     weights_bytes: int
+    draft_weights_bytes: int = 0  # of the model that guesses
     kv_cache_bytes: int
     state_bytes: int = 0  # recurrent states of all streams
     activations_bytes: int = 0  # of the largest batch
@@ -83,24 +88,40 @@ class KvCost:
     window_bytes: int  # a token, layers with a window
     window: int | None
     state_bytes: int = 0
+    draft: KvCost | None = None  # of the model that guesses: beside its target's, in the same cache
+
+    @property
+    def states_bytes(self) -> int:
+        """The fixed states of both models."""
+        return self.state_bytes + (self.draft.states_bytes if self.draft else 0)
 
     @property
     def token_bytes(self) -> int:
         """A token while no window is full."""
-        return self.full_bytes + self.window_bytes
+        return self.full_bytes + self.window_bytes + (self.draft.token_bytes if self.draft else 0)
 
     def stream_bytes(self, tokens: int) -> int:
         """A stream of so many tokens."""
         windowed = tokens if self.window is None else min(tokens, self.window)
-        return self.full_bytes * tokens + self.window_bytes * windowed + self.state_bytes
+        own = self.full_bytes * tokens + self.window_bytes * windowed + self.state_bytes
+        return own + (self.draft.stream_bytes(tokens) if self.draft else 0)
 
     def least_bytes(self, tokens: int) -> int:
         """The smallest cache with which vLLM starts: whole blocks for one stream, and the block that it keeps."""
         return self.stream_bytes((-(-tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS)
 
 
-def kv_cost(facts: Mapping[str, Any], dtype_bytes: float = 2.0, tensor_parallel: int = 1) -> KvCost | None:
-    """What the cache costs, from facts; None where they do not tell."""
+def kv_cost(
+    facts: Mapping[str, Any],
+    dtype_bytes: float = 2.0,
+    tensor_parallel: int = 1,
+    *,
+    draft: Mapping[str, Any] | None = None,
+) -> KvCost | None:
+    """What the cache costs, from facts (and those of a draft model); None where they do not tell."""
+    if draft is not None:
+        own, drafts = (kv_cost(one, dtype_bytes, tensor_parallel) for one in (facts, draft))
+        return replace(own, draft=drafts) if own and drafts else None
     layers = facts.get("layers")
     if not layers:
         return None
@@ -139,30 +160,44 @@ def estimate(
     tensor_parallel: int = 1,
     max_streams: int = 1,
     max_batched_tokens: int | None = None,
+    draft: Mapping[str, Any] | None = None,
 ) -> MemoryEstimate:
-    """One replica's share of each device, of which ``kv_cache_bytes`` are its cache."""
+    """One replica's share of each device, of which ``kv_cache_bytes`` are its cache; ``draft``: its draft's facts."""
     on_cpu = device_kind == "cpu"
-    cost = kv_cost(facts, _dtype_bytes(dtype), tensor_parallel)
-    states = min(kv_cache_bytes, (cost.state_bytes if cost else 0) * max_streams)
-    vocabulary, layers = facts.get("vocabulary") or 0, facts.get("layers") or 0
-    weights = weight_share(facts, dtype, quantization, tensor_parallel)
+    cost = kv_cost(facts, _dtype_bytes(dtype), tensor_parallel, draft=draft)
+    states = min(kv_cache_bytes, (cost.states_bytes if cost else 0) * max_streams)
+    models = [facts] if draft is None else [facts, draft]
+    tokens = max_batched_tokens or BATCHED_TOKENS
     if on_cpu:
-        embedded = vocabulary * (facts.get("hidden_size") or 0)
-        weights += int(CPU_COPIES_OF_THE_VOCABULARY * _dtype_bytes(dtype) * embedded)
-        runtime = CPU_RUNTIME_BYTES + CPU_BYTES_A_VOCABULARY_ENTRY * vocabulary
+        runtime = CPU_RUNTIME_BYTES + CPU_BYTES_A_VOCABULARY_ENTRY * (facts.get("vocabulary") or 0)
     else:
         runtime = GPU_RUNTIME_BYTES + (NCCL_BYTES if tensor_parallel > 1 else 0)
+    layers = sum(one.get("layers") or 0 for one in models)
+    drafts_dtype = "float32" if dtype == "float32" else "bfloat16"
     return MemoryEstimate(
-        weights_bytes=weights,
+        weights_bytes=_loaded_bytes(facts, dtype, quantization, tensor_parallel, on_cpu=on_cpu),
+        draft_weights_bytes=_loaded_bytes(draft or {}, drafts_dtype, None, tensor_parallel, on_cpu=on_cpu),
         kv_cache_bytes=kv_cache_bytes - states,
         state_bytes=states,
-        activations_bytes=activation_bytes(
-            facts, dtype, max_batched_tokens or BATCHED_TOKENS, max_streams, tensor_parallel
+        # One of them steps after the other.
+        activations_bytes=max(
+            activation_bytes(one, dtype, tokens, max_streams, tensor_parallel) for one in models
         ),
         cuda_graphs_bytes=0 if on_cpu else CUDA_GRAPH_BYTES_A_LAYER * layers,
         context_bytes=0 if on_cpu else CUDA_CONTEXT_BYTES,
         runtime_bytes=runtime,
     )
+
+
+def _loaded_bytes(
+    facts: Mapping[str, Any], dtype: str, quantization: str | None, tensor_parallel: int, *, on_cpu: bool
+) -> int:
+    """A model's weights with the copies that its kernels keep."""
+    weights = weight_share(facts, dtype, quantization, tensor_parallel)
+    if not on_cpu:
+        return weights
+    embedded = (facts.get("vocabulary") or 0) * (facts.get("hidden_size") or 0)
+    return weights + int(CPU_COPIES_OF_THE_VOCABULARY * _dtype_bytes(dtype) * embedded)
 
 
 def activation_bytes(

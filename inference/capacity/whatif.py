@@ -56,11 +56,15 @@ def what_if(
     dtype: str = "auto",
     quantization: str | None = None,
     tensor_parallel: int = 1,
+    draft: Mapping[str, Any] | None = None,
     correct: Correct = as_calculated,
 ) -> WhatIf:
-    """The cache is ``kv_cache_bytes`` on each device, or what ``streams`` of the context take."""
+    """The cache is ``kv_cache_bytes`` on each device, or what ``streams`` of the context take.
+
+    ``draft``: the facts of the model that guesses for it.
+    """
     context = context_length or facts.get("context_length")
-    cost = kv_cost(facts, 4.0 if dtype == "float32" else 2.0, tensor_parallel)
+    cost = kv_cost(facts, 4.0 if dtype == "float32" else 2.0, tensor_parallel, draft=draft)
     a_stream = cost.stream_bytes(context) if cost is not None and context else None
     if kv_cache_bytes is None:
         kv_cache_bytes = (a_stream or 0) * (streams or 1)
@@ -74,6 +78,7 @@ def what_if(
             quantization=quantization,
             tensor_parallel=tensor_parallel,
             max_streams=streams or 1,
+            draft=draft,
         )
         return correct(found, kind)
 

@@ -21,7 +21,7 @@ from inference.engine.base import EventTail, Output, Prepared, TellStage, Usage
 from inference.engine.compiling import can_be_compiled
 from inference.engine.footprint import MEASURE, Footprint
 from inference.engine.lean import without_tokenizer_pool, without_unused_packing
-from inference.engine.options import GUIDED_OFF, engine_arguments
+from inference.engine.options import GUIDED_OFF, engine_arguments, without_draft
 from inference.engine.overtaking import PRIORITY, with_overtaking
 from inference.engine.preparation import Body, Preparation
 from inference.engine.resume import led_detokenizer
@@ -53,7 +53,7 @@ class VllmEngine:
         forms: str = "",
     ) -> None:
         """``forms`` is the folder of compiled forms; without one the engine stays as it starts."""
-        total_bytes = checkpoint_bytes(model_path)
+        total_bytes = checkpoint_bytes(model_path, *filter(None, [options.draft_path]))
         tell_stage("loading weights", 0 if options.in_process else None, total_bytes)
         # Read when the engine is made, so one template process can fork engines of both kinds.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if options.in_process else "1"
@@ -69,7 +69,10 @@ class VllmEngine:
         self.context_length: int = config.model_config.max_model_len
         self.max_streams = options.max_streams
         # vLLM's sleep mode, which a CPU does not have.
-        self.rungs = RESTING if config.model_config.enable_sleep_mode else ()
+        self.rungs: tuple[str, ...] = RESTING if config.model_config.enable_sleep_mode else ()
+        if options.draft_path is not None:
+            # vLLM's reload_weights brings the target's back only.
+            self.rungs = tuple(rung for rung in self.rungs if rung != DISCARDED)
         self._rung = SERVING
         self._in_process = options.in_process
         vocabulary = max(self._tokenizer.max_token_id + 1, config.model_config.get_vocab_size())
@@ -84,7 +87,8 @@ class VllmEngine:
         self._takeover: Takeover | None = None
         if forms and can_be_compiled(options, on_cpu=current_platform.is_cpu()):
             tell_stage("taking over its compiled form")
-            self._takeover = Takeover(self._engine, forms, model_path, options)
+            # The form is the target's; a draft stays eager.
+            self._takeover = Takeover(self._engine, forms, model_path, without_draft(options))
             self._takeover.advance()
         self._footprint = self._measured()
 

@@ -27,19 +27,26 @@ class Measured:
 
     def memory_footprint(self) -> dict[str, Any]:
         """Bytes of one worker's parts, its process, and where its KV cache lies; on a GPU of that GPU alone."""
-        model = self.model_runner.model
-        weights = sum(size for _, size in spans([*model.parameters(), *model.buffers()])) + packed_bytes(
-            model
-        )
         cache = list(spans(self.model_runner.kv_caches))
-        found = {"pid": os.getpid(), "weights": weights, "kv_cache": sum(size for _, size in cache)}
+        found = {
+            "pid": os.getpid(),
+            "weights": weights_bytes(self.model_runner.model),
+            "kv_cache": sum(size for _, size in cache),
+        }
+        if (draft := self._draft()) is not None:
+            found["draft_weights"] = weights_bytes(draft)
         if self.device.type == "cpu":
             return {**found, "spans": cache, "resident": resident_bytes(cache)}
         return {**found, **_on_gpu(self.device)}
 
     def weight_sample(self) -> str:
-        """A digest of some of this worker's weights."""
-        return sample_digest(self.model_runner.model)
+        """A digest of some of this worker's weights, a draft's too."""
+        models = [self.model_runner.model, self._draft()]
+        return " ".join(sample_digest(model) for model in models if model is not None)
+
+    def _draft(self) -> Any:
+        """The model that guesses; None where there is none."""
+        return getattr(getattr(self.model_runner, "drafter", None), "model", None)
 
     def free_bytes(self) -> int:
         """What this worker's GPU has free now."""
@@ -57,17 +64,20 @@ class Footprint:
         self._spans: list[Span] = first.get("spans", [])
         # Another process's pages are not ours to look at.
         self._watched = "spans" in first and first["pid"] == os.getpid()
-        weights, cache = first["weights"], first["kv_cache"]
+        drafts = {"draft_weights": first["draft_weights"]} if "draft_weights" in first else {}
+        cache = first["kv_cache"]
+        weights = first["weights"] + sum(drafts.values())
         if "spans" in first:
             pids = {os.getpid(), *(worker["pid"] for worker in workers)}
             whole = sum(map(private_bytes, pids))
             # Pages of the cache are taken as they are first written.
             rest = whole - weights - first["resident"]
-            self._parts = {"weights": weights, "kv_cache": cache, "runtime": max(0, rest)}
+            found = {"kv_cache": cache, "runtime": max(0, rest)}
         else:
             peak = max(0, first["peak"] - weights - cache)
             rest = max(0, first["process"] - weights - cache - peak)
-            self._parts = {"weights": weights, "kv_cache": cache, "activations": peak, "runtime": rest}
+            found = {"kv_cache": cache, "activations": peak, "runtime": rest}
+        self._parts = {"weights": first["weights"], **drafts, **found}
         # Where the kernel does not let us count the peak anew, what is resident at each look has to do.
         self._resident = "VmHWM" if self._watched and _forget_peak() else "VmRSS"
         self._at_load = self._private() if self._watched else 0
@@ -92,6 +102,12 @@ class Footprint:
         """The peak since the load, not a sample: a batch's memory comes and goes between two looks."""
         found = dict(_KIB.findall(Path("/proc/self/status").read_text()))
         return 1024 * (int(found[self._resident]) - int(found["RssFile"]) - int(found["RssShmem"]))
+
+
+def weights_bytes(model: Any) -> int:
+    """A model's parameters and buffers, and the copies that kernels keep of them."""
+    found = sum(size for _, size in spans([*model.parameters(), *model.buffers()]))
+    return found + packed_bytes(model)
 
 
 def packed_bytes(model: Any) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from inference.capacity.abilities import DRAFT_MODEL
 from inference.engine.footprint import EXTENSION
 from inference.protocol import EngineOptions
 from mmserve.errors import InvalidRequest
@@ -48,12 +51,7 @@ def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -
         "quantization": options.quantization,
     }
     if options.speculation is not None:
-        arguments["speculative_config"] = {
-            "method": options.speculation,
-            "num_speculative_tokens": options.speculative_tokens,
-            # The longest run of tokens that is looked up in the prompt (Saxena 2023, prompt lookup decoding).
-            "prompt_lookup_max": options.speculative_tokens,
-        }
+        arguments["speculative_config"] = _speculation(options)
     if options.max_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = options.max_batched_tokens
     if options.in_process and options.tensor_parallel == 1:
@@ -65,3 +63,23 @@ def engine_arguments(model_path: str, options: EngineOptions, *, on_cpu: bool) -
         # See environment.py: compiling is slow, and what it makes is not faster here.
         arguments["enforce_eager"] = True
     return {**arguments, **options.extra}
+
+
+def without_draft(options: EngineOptions) -> EngineOptions:
+    """The same engine, where nobody guesses for it; what else it does is not a draft's to change."""
+    if options.speculation != DRAFT_MODEL:
+        return options
+    return msgspec.structs.replace(options, speculation=None, draft_path=None)
+
+
+def _speculation(options: EngineOptions) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "method": options.speculation,
+        "num_speculative_tokens": options.speculative_tokens,
+    }
+    if options.speculation == DRAFT_MODEL:
+        if options.draft_path is None:
+            raise InvalidRequest("draft_model needs a draft", param="draft")
+        return {**found, "model": options.draft_path}
+    # The longest run of tokens that is looked up in the prompt (Saxena 2023, prompt lookup decoding).
+    return {**found, "prompt_lookup_max": options.speculative_tokens}

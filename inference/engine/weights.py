@@ -10,18 +10,23 @@ from typing import Any
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 
-def checkpoint_bytes(model_path: str) -> int | None:
+def checkpoint_bytes(*folders: str) -> int | None:
     """The size of the weights' files; None where there are none that vLLM counts."""
-    return sum(file.stat().st_size for file in Path(model_path).glob("*.safetensors")) or None
+    files = (file for folder in folders for file in Path(folder).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files) or None
 
 
 @contextmanager
 def counted(tell: Callable[[int], None]) -> Iterator[None]:
-    """``tell`` hears how many bytes are read, tensor by tensor, while an engine loads in this process."""
+    """``tell`` hears how many bytes are read, tensor by tensor, while an engine loads in this process.
+
+    A draft model's come after its target's.
+    """
     original = DefaultModelLoader.get_all_weights
+    done = 0
 
     def counting(self: Any, *args: Any) -> Iterator[tuple[str, Any]]:
-        done = 0
+        nonlocal done
         for name, tensor in original(self, *args):
             yield name, tensor
             done += tensor.numel() * tensor.element_size()

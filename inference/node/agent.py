@@ -142,9 +142,9 @@ class NodeAgent:
         loading = False
         alive = Replica.objects.filter(device__node=self.node, state__in=ALIVE).order_by("created_at")
         rows = list(
-            alive.select_related("deployment__version__model", "device", "observation").prefetch_related(
-                "more_devices"
-            )
+            alive.select_related(
+                "deployment__version__model", "deployment__draft__model", "device", "observation"
+            ).prefetch_related("more_devices")
         )
         if reported:
             self._record_usage(rows)
@@ -223,12 +223,12 @@ class NodeAgent:
         """True: its process is up and loads."""
         key = str(replica.pk)
         try:
-            folder = self.files.folder(key, replica.deployment.version)
+            folders = self.files.folders(key, replica.deployment.loaded_versions)
         except Exception as error:  # noqa: BLE001 - whatever it is, the replica says it
             self.files.release(key)
             self._end(replica, ReplicaState.FAILED, in_words(error))
             return False
-        if folder is None:
+        if folders is None:
             # They are on their way; the next tick looks again.
             self._tell_fetch(replica)
             return False
@@ -238,13 +238,14 @@ class NodeAgent:
                 self._end(replica, ReplicaState.FAILED, self.supervisor.template_failure)
             return False
         path = self.log_dir / f"{replica.pk}.log"
+        model_path, *draft_path = map(str, folders)
         spec = ReplicaSpec(
             replica=key,
             deployment=replica.deployment.name,
             served_id=replica.deployment.version.served_id,
-            model_path=str(folder),
+            model_path=model_path,
             redis_url=settings.REDIS_URL,
-            options=engine_options(replica.deployment),
+            options=engine_options(replica.deployment, draft_path=next(iter(draft_path), None)),
             log_path=str(path),
             drain_s=settings.DRAIN_S,
             warmup_prompts=replica.deployment.warmup_prompts,
@@ -310,7 +311,8 @@ class NodeAgent:
         )
         started_with = self.started_with.pop(str(replica.pk), None)
         if promoted:
-            self.suspicion.forget(replica.deployment.version)
+            for version, _ in self.files.held(str(replica.pk)):
+                self.suspicion.forget(version)
             # Tries are counted in a row.
             failed = Replica.objects.filter(deployment=replica.deployment_id, state=ReplicaState.FAILED)
             failed.filter(superseded=False).update(superseded=True)
@@ -394,9 +396,9 @@ class NodeAgent:
         if replica is None:
             return
         state = ReplicaState.STOPPED if asked else ReplicaState.FAILED
-        folder = self.files.held(ended.replica)
-        if folder is not None and not asked and replica.ready_at is None:
-            self.suspicion.look(ended.replica, replica.deployment.version, folder)
+        if not asked and replica.ready_at is None:
+            for version, folder in self.files.held(ended.replica):
+                self.suspicion.look(ended.replica, version, folder)
         # One that had served is started again at once; only failed loads count towards the backoff.
         self._end(
             replica, state, ended.reason, superseded=replica.ready_at is not None, log_tail=ended.log_tail

@@ -26,19 +26,22 @@ def answer_checks(node: str, supervisor: ReplicaSupervisor) -> None:
     waiting: Any = connection().lpop(checks_key(node), AT_ONCE)
     for packet in waiting or ():
         asked = msgspec.json.decode(packet, type=CheckRequest)
-        version = ModelVersion.objects.filter(pk=asked.version).first()
-        if version is None or not cache.is_here(version):
+        keys = [asked.version, *([asked.draft] if asked.draft else [])]
+        found = ModelVersion.objects.in_bulk(keys)
+        if not all(key in found and cache.is_here(found[key]) for key in keys):
             connection().rpush(asked.reply_to, NOT_HERE)
             continue
+        model_path, *draft_path = [str(cache.place_of(found[key])) for key in keys]
+        options = msgspec.structs.replace(asked.options, draft_path=next(iter(draft_path), None))
         try:
             # Of the files only the configuration is read: nothing is hashed for it.
             supervisor.check(
                 OptionsCheck(
                     reply_to=asked.reply_to,
                     redis_url=settings.REDIS_URL,
-                    model_path=str(cache.place_of(version)),
-                    options=asked.options,
+                    model_path=model_path,
+                    options=options,
                 )
             )
         except Exception:  # a question must never end a node
-            log.exception("the options of %s could not be checked", version)
+            log.exception("the options of %s could not be checked", found[asked.version])

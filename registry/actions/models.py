@@ -7,10 +7,11 @@ from typing import Any
 from django.db import transaction
 from django.dispatch import Signal
 
+from mmserve.errors import Conflict
 from registry.actions.aliases import forget_alias
 from registry.actions.editing import check_editable
 from registry.actions.versions import delete_version
-from registry.models import Model
+from registry.models import Model, ModelVersion
 from registry.revision import bump
 from registry.saving import save_checked
 
@@ -59,7 +60,22 @@ def delete_model(model: Model, *, actor: str, reason: str = "") -> None:
     """Delete a model with its aliases, versions and files; refused while one of its versions is served."""
     for alias in model.aliases.select_related("model", "version"):
         forget_alias(alias, actor=actor, reason=reason)
-    for version in model.versions.select_related("model"):
-        delete_version(version, actor=actor, reason=reason)
+    _delete_versions(list(model.versions.select_related("model")), actor=actor, reason=reason)
     model.delete()
     bump("model.deleted", model.name, actor, reason)
+
+
+def _delete_versions(versions: list[ModelVersion], *, actor: str, reason: str) -> None:
+    """All of them; one that another of them needs goes after that one."""
+    refused: list[ModelVersion] = []
+    for version in versions:
+        try:
+            delete_version(version, actor=actor, reason=reason)
+        except Conflict:
+            if len(versions) == 1:
+                raise
+            refused.append(version)
+    if len(refused) == len(versions):
+        delete_version(refused[0], actor=actor, reason=reason)
+    if refused:
+        _delete_versions(refused, actor=actor, reason=reason)

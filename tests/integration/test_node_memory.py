@@ -76,7 +76,9 @@ def machine(
         processes = Processes()
         agent = NodeAgent("here", processes)  # type: ignore[arg-type]
         agent.files = SimpleNamespace(  # type: ignore[assignment]
-            folder=lambda _key, _version: tmp_path, held=lambda _key: None, release=lambda _key: None
+            folders=lambda _key, versions: [tmp_path / str(one.pk) for one in versions],
+            held=lambda _key: [],
+            release=lambda _key: None,
         )
         return agent, processes
 

@@ -27,9 +27,18 @@ class Command(DataCommand):
         parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPE_BYTES))
         parser.add_argument("--quantization", choices=tuple(QUANTIZED_BYTES), help="of the weights, on load")
         parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share one replica")
+        parser.add_argument("--draft", help="name@version of a draft model (speculative decoding)")
 
     def run(self, *, id: str, **options: Any) -> dict[str, Any]:
-        names = ("context_length", "streams", "kv_cache_bytes", "dtype", "quantization", "tensor_parallel")
+        names = (
+            "context_length",
+            "streams",
+            "kv_cache_bytes",
+            "dtype",
+            "quantization",
+            "tensor_parallel",
+            "draft",
+        )
         asked = {name: options[name] for name in names if options[name] is not None}
         for name, value in asked.items():
             if isinstance(value, int) and value < 1:

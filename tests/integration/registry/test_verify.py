@@ -263,13 +263,13 @@ def test_a_node_does_not_wait_for_the_hash_of_a_file_that_was_touched(
         return hash_file(file)
 
     monkeypatch.setattr(stamp, "hash_file", hash_slowly)
-    assert files.folder("untouched", version) == store.location(version.path)
+    assert files.folders("untouched", [version]) == [store.location(version.path)]
     os.utime(store.location(version.path) / NAME)
-    assert files.folder("touched", version) is None, "it is told at once that it is not yet known"
+    assert files.folders("touched", [version]) is None, "it is told at once that it is not yet known"
     assert files.progress("touched") is not None
     go_on.set()
     files._pool.shutdown(wait=True)
-    assert files.folder("touched", version) == store.location(version.path)
+    assert files.folders("touched", [version]) == [store.location(version.path)]
     assert by
     assert threading.current_thread() not in by
 
@@ -278,7 +278,7 @@ def test_a_node_does_not_wait_for_the_hash_of_a_file_that_was_touched(
 def test_a_node_tells_what_the_hash_of_a_touched_file_brought_to_light(version: ModelVersion) -> None:
     rot(version)
     files = ReplicaFiles()
-    assert files.folder("rotten", version) is None
+    assert files.folders("rotten", [version]) is None
     files._pool.shutdown(wait=True)
     with pytest.raises(Conflict, match=f"{NAME} has the SHA-256 .* repair the version"):
-        files.folder("rotten", version)
+        files.folders("rotten", [version])
