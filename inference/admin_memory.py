@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
-from inference.capacity.calibration import MEASURED, grouped
+from inference.capacity.calibration import MEASURED, ONLY_WHERE_IT_IS, grouped
 from inference.memory import estimate_for, kv_cost_of
 from inference.models import Deployment, Device, LoadObservation
 from registry.admin_base import ReadOnly
@@ -24,8 +24,6 @@ NAMES = {
     "cuda_graphs": "CUDA graphs",
     "context": "CUDA context",
 }
-# Most engines have none of it.
-ONLY_WHERE_IT_IS = ("draft_weights",)
 # From here on an estimate is worth a look.
 NOTABLE_ERROR = 0.05
 

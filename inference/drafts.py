@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.capacity.abilities import DRAFT_MODEL
+from inference.capacity.estimate import kv_cost
 from inference.models import Deployment
 from mmserve.errors import InvalidRequest, ModelNotFound
 from registry.lookup import find_version
@@ -57,7 +58,32 @@ def check_draft(deployment: Deployment) -> None:
             "none may be trusted with it",
             param="draft",
         )
+    check_plannable(version, draft)
+
+
+def check_plannable(version: ModelVersion, draft: ModelVersion) -> None:
+    """What a draft and its target must have in common, by their facts."""
     check_vocabulary(version, draft)
+    kinds = _kinds(version.facts) | _kinds(draft.facts)
+    if len(kinds) > 1:
+        raise InvalidRequest(
+            f"draft: all layers of both models must be of one kind, and here are {', '.join(sorted(kinds))}",
+            param="draft",
+        )
+
+
+def _kinds(facts: Mapping[str, Any]) -> set[str]:
+    """What its layers keep of a stream. vLLM (``validate_same_kv_cache_group``) takes a draft whose layers are all in one
+    group of the cache, and splits layers of several kinds, whichever model's they are, into several groups."""
+    cost = kv_cost(facts)
+    if cost is None:
+        return set()
+    found = {
+        "latent attention" if facts.get("kv_lora_rank") else "full attention": cost.full_bytes,
+        f"a window of {cost.window} tokens": cost.window_bytes,
+        "a recurrent state": cost.state_bytes,
+    }
+    return {kind for kind, size in found.items() if size}
 
 
 def check_vocabulary(version: ModelVersion, draft: ModelVersion) -> None:

@@ -9,7 +9,7 @@ from inference.calibration import corrected
 from inference.capacity.abilities import DRAFT_MODEL, NGRAM
 from inference.capacity.estimate import MemoryEstimate
 from inference.capacity.whatif import what_if
-from inference.drafts import check_vocabulary, named_draft, proposed_or_plain
+from inference.drafts import check_plannable, named_draft, proposed_or_plain
 from inference.memory import device_rooms
 from inference.models import Deployment
 from mmserve.errors import InvalidRequest
@@ -56,7 +56,7 @@ def _draft_of(version: ModelVersion, named: str | None) -> ModelVersion | None:
         raise InvalidRequest(
             f"draft: {draft.served_id} is {draft.state}: nothing is known of its files yet.", param="draft"
         )
-    check_vocabulary(version, draft)
+    check_plannable(version, draft)
     return draft
 
 

@@ -20,6 +20,8 @@ MEASURED = {
     "activations": ("activations",),
     "runtime": ("runtime", "context", "cuda_graphs"),
 }
+# Most engines have none of it.
+ONLY_WHERE_IT_IS = ("draft_weights",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +65,16 @@ def calibrated(
 
 
 def grouped(parts: Mapping[str, int]) -> dict[str, int]:
-    """An estimate's parts as an engine can measure them."""
-    return {name: sum(parts.get(one, 0) for one in members) for name, members in MEASURED.items()}
+    """An estimate's parts as an engine can measure them; a draft's where there is one."""
+    found = {name: sum(parts.get(one, 0) for one in members) for name, members in MEASURED.items()}
+    return {name: size for name, size in found.items() if size or name not in ONLY_WHERE_IT_IS}
 
 
 def off_by(predicted: Mapping[str, int], measured: Mapping[str, int]) -> float:
     """The error as a share of what was measured, over the parts that were; positive: more was predicted."""
     expected = grouped(predicted)
     taken = sum(measured.values())
-    return (sum(expected[name] for name in measured) - taken) / taken if taken else 0.0
+    return (sum(expected.get(name, 0) for name in measured) - taken) / taken if taken else 0.0
 
 
 def _with_runtime(found: MemoryEstimate, runtime: int) -> MemoryEstimate:

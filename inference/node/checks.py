@@ -31,16 +31,15 @@ def answer_checks(node: str, supervisor: ReplicaSupervisor) -> None:
         if not all(key in found and cache.is_here(found[key]) for key in keys):
             connection().rpush(asked.reply_to, NOT_HERE)
             continue
-        model_path, *draft_path = [str(cache.place_of(found[key])) for key in keys]
-        options = msgspec.structs.replace(asked.options, draft_path=next(iter(draft_path), None))
         try:
+            model_path, *draft_path = [str(cache.place_of(found[key])) for key in keys]
             # Of the files only the configuration is read: nothing is hashed for it.
             supervisor.check(
                 OptionsCheck(
                     reply_to=asked.reply_to,
                     redis_url=settings.REDIS_URL,
                     model_path=model_path,
-                    options=options,
+                    options=msgspec.structs.replace(asked.options, draft_path=next(iter(draft_path), None)),
                 )
             )
         except Exception:  # a question must never end a node

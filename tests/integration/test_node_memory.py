@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from inference import actions as serving
+from inference.calibration import options_key, options_of
 from inference.memory import device_rooms, estimate_for, need_of
 from inference.models import Deployment, Device, LoadObservation, Replica, ReplicaState
 from inference.node import agent as agents
@@ -186,6 +187,66 @@ def test_what_a_load_took_is_written_down_reserved_and_expected_of_the_next(
     row.refresh_from_db()
     assert sample.value == row.error
     assert {one.labels["part"] for one in sizes.samples} == {"weights", "kv_cache", "activations", "runtime"}
+
+
+def test_an_engine_reads_its_drafts_files_and_its_memory_is_that_of_both(
+    machine: Machine, make: Make
+) -> None:
+    agent, processes = machine()
+    deployment = make("a", max_streams=8)
+    plain = options_key(deployment)
+    assert "draft" not in options_of(deployment)
+    draft = make("small").version
+    serving.unload(draft, actor="tests")
+    alone = estimate_for(deployment)
+    guessing = {"speculation": "draft_model", "draft": draft}
+    deployment = serving.configure(deployment, guessing, actor="tests")
+    assert options_key(deployment) != plain
+    both = estimate_for(deployment)
+    assert both.draft_weights_bytes == GIB // 2
+    assert both.total_bytes == alone.total_bytes + GIB // 2
+
+    reconcile()
+    agent.tick()
+    [spec] = processes.started
+    assert spec.model_path.endswith(f"/{deployment.version.pk}")
+    assert spec.options.draft_path is not None
+    assert spec.options.draft_path.endswith(f"/{draft.pk}")
+    replica = deployment.replica_set.get()
+    assert replica.reserved_bytes == both.total_bytes
+
+    seen = {**MEASURED, "draft_weights": 520 * MIB, "activations": 30 * MIB}
+    beat(replica, memory=seen, peak_running=8)
+    agent.tick()
+    row = LoadObservation.objects.get()
+    assert row.options["draft"] == "acme/many@small"
+    again = estimate_for(deployment)
+    assert (again.total_bytes, again.calibrated) == (sum(seen.values()), True)
+    assert again.draft_weights_bytes == 520 * MIB
+
+    off = serving.configure(deployment, {"speculation": "", "draft": None}, actor="tests")
+    assert estimate_for(off).draft_weights_bytes == 0
+    assert not estimate_for(off).calibrated
+
+
+def test_both_versions_files_are_suspected_after_a_load_that_failed(machine: Machine, make: Make) -> None:
+    agent, processes = machine()
+    deployment = make("a")
+    draft = make("small").version
+    serving.unload(draft, actor="tests")
+    guessing = {"speculation": "draft_model", "draft": draft}
+    deployment = serving.configure(deployment, guessing, actor="tests")
+    held = [(one, Path("/files") / one.version) for one in deployment.loaded_versions]
+    agent.files.held = lambda _key: held  # type: ignore[method-assign, assignment]
+    looked: list[tuple[str, str]] = []
+    agent.suspicion.look = lambda _key, version, folder: looked.append((version.version, str(folder)))  # type: ignore[method-assign]
+    reconcile()
+    agent.tick()
+
+    replica = deployment.replica_set.get()
+    processes.ends.append(ReplicaExit(str(replica.pk), replica.pid or 0, "a broken header", "", 1))
+    agent.tick()
+    assert looked == [("a", "/files/a"), ("small", "/files/small")]
 
 
 def test_the_latest_loads_are_kept(machine: Machine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from inference.node.files import HeldFiles, ReplicaFiles
 from mmserve.errors import Conflict, MmserveError
 from registry import actions, cache, jobs, store
 from registry.fetch import fetcher
@@ -289,6 +290,42 @@ def test_a_version_is_stored_in_s3_and_brought_into_the_cache_once(
     with cache.holding(version):
         pass
     assert s3_store.body_bytes == moved
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_engines_files_and_its_drafts_come_together_and_are_held_until_it_ends(
+    s3_store: Proxy, model: Model, checkpoint: Path
+) -> None:
+    target, draft = imported(model, "1", checkpoint), imported(model, "2", checkpoint)
+    files = ReplicaFiles()
+    assert files.folders("one", [target, draft]) is None
+    told = files.progress("one")
+    assert told is not None
+    files._pool.shutdown(wait=True)
+    # Counted as one fetch.
+    total = sum(file.size_bytes for one in (target, draft) for file in one.files.all())
+    assert (told.done_bytes, told.total_bytes) == (total, total)
+    assert files.folders("one", [target, draft]) == [cache.place_of(target), cache.place_of(draft)]
+    assert files.held("one") == [(target, cache.place_of(target)), (draft, cache.place_of(draft))]
+    assert {one.name for one in cache.entries() if one.in_use} == set(map(cache.entry_name, (target, draft)))
+    assert cache.prune() == []
+
+    # Its deployment got another draft before it was started.
+    assert files.folders("one", [target]) == [cache.place_of(target)]
+    assert [one.name for one in cache.entries() if one.in_use] == [cache.entry_name(target)]
+    files.release("one")
+    assert not any(one.in_use for one in cache.entries())
+
+
+def test_a_draft_that_cannot_be_brought_lets_go_of_its_target(
+    s3_store: Proxy, model: Model, checkpoint: Path
+) -> None:
+    target, draft = imported(model, "1", checkpoint), imported(model, "2", checkpoint)
+    store.remove(draft.path)
+    with pytest.raises(MmserveError):
+        HeldFiles([target, draft])
+    [entry] = cache.entries()
+    assert (entry.name, entry.in_use) == (cache.entry_name(target), False)
 
 
 @pytest.mark.django_db(transaction=True)

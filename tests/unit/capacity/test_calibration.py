@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,14 @@ def test_the_same_thing_again_takes_what_it_took() -> None:
     assert grouped(found.parts()) == {**MEASURED, "activations": 70}
     assert found.total_bytes == 1010 + 515 + 350 + 70
     assert found.calibrated
+
+
+def test_a_drafts_weights_are_as_they_were_measured() -> None:
+    calculated = replace(CALCULATED, draft_weights_bytes=90)
+    found = calibrated(calculated, same=seen(draft_weights=100, full=True))
+    assert (found.weights_bytes, found.draft_weights_bytes) == (1010, 100)
+    assert off_by(found.parts(), {**MEASURED, "draft_weights": 100}) == 0.0
+    assert off_by(calculated.parts(), {"weights": 1000, "draft_weights": 100}) == pytest.approx(-10 / 1100)
 
 
 def test_what_no_full_batch_has_shown_stays_reserved() -> None:

@@ -282,6 +282,53 @@ def test_what_if_is_corrected_by_kind_of_device() -> None:
     assert found.estimate.runtime_bytes == 2
 
 
+SMALL = {**EIGHT_B, "layers": 16, "hidden_size": 2048, "parameters": 10**9, "weight_bytes": 4 * 10**9}
+
+
+@pytest.mark.parametrize(("dtype", "a_weight"), [("float32", 4), ("bfloat16", 2), ("auto", 2)])
+def test_a_draft_is_a_second_model_in_its_targets_dtype_that_is_never_quantized_on_load(
+    dtype: str, a_weight: int
+) -> None:
+    options: dict[str, Any] = {
+        "facts": EIGHT_B,
+        "dtype": dtype,
+        "kv_cache_bytes": GIB,
+        "device_kind": "L4",
+        "quantization": "fp8_per_block",
+    }
+    alone, both = estimate(**options), estimate(**options, draft={**SMALL, "dtype": "float32"})
+
+    assert both.draft_weights_bytes == a_weight * 10**9
+    assert both.weights_bytes == alone.weights_bytes
+    assert both.kv_cache_bytes == alone.kv_cache_bytes
+    assert both.activations_bytes == alone.activations_bytes, "one of them steps after the other"
+    assert both.cuda_graphs_bytes * EIGHT_B["layers"] == alone.cuda_graphs_bytes * (EIGHT_B["layers"] + 16)
+    on_cpu = estimate(**{**options, "device_kind": "cpu"}, draft=SMALL)
+    assert on_cpu.draft_weights_bytes == a_weight * (10**9 + SMALL["vocabulary"] * 2048)
+
+
+def test_the_cache_holds_less_where_a_draft_keeps_its_keys_in_it() -> None:
+    alone, both = kv_cost(EIGHT_B), kv_cost(EIGHT_B, draft=SMALL)
+    assert alone is not None
+    assert both is not None
+    assert both.token_bytes == alone.token_bytes * (EIGHT_B["layers"] + 16) // EIGHT_B["layers"]
+    assert both.stream_bytes(1000) == 1000 * both.token_bytes
+    assert both.least_bytes(1000) == 9 * 128 * both.token_bytes
+    assert kv_cost(EIGHT_B, draft={}) is None
+    rooms = [DeviceRoom(1, "n/gpu:0", 80 * GIB, 0, True, node="n", kind="H100")]
+    asked: dict[str, Any] = {"context_length": 8192, "kv_cache_bytes": 6 * GIB}
+    assert what_if(EIGHT_B, rooms, **asked).streams == 6
+    assert what_if(EIGHT_B, rooms, **asked, draft=SMALL).streams == 4
+
+
+def test_in_smollm2_its_own_draft_takes_half_of_the_cache() -> None:
+    """As vLLM 0.32 on a CPU refused one byte less, in float32 with a context of 256."""
+    facts = {"layers": 30, "kv_heads": 3, "head_size": 64}
+    both = kv_cost(facts, 4.0, draft=facts)
+    assert both is not None
+    assert both.least_bytes(256) == 35_389_440
+
+
 @given(
     layers=st.integers(1, 200),
     kv=st.integers(1, 64),

@@ -85,6 +85,23 @@ def test_a_batch_counts_from_the_load_on() -> None:
     assert found.look()["activations"] >= after["activations"], "the peak stays"
 
 
+def test_a_drafts_weights_are_a_part_of_their_own() -> None:
+    import os
+
+    worker = {"pid": 1, "weights": 100, "draft_weights": 30, "kv_cache": 50, "peak": 200, "process": 290}
+    assert Footprint([worker]).look() == {
+        "weights": 100,
+        "draft_weights": 30,
+        "kv_cache": 50,
+        "activations": 20,
+        "runtime": 90,
+    }
+    on_cpu = {"pid": os.getpid(), "weights": 0, "kv_cache": 0, "spans": [], "resident": 0}
+    plain = Footprint([on_cpu]).parts()
+    drafted = Footprint([{**on_cpu, "draft_weights": 2**24}]).parts()
+    assert abs(plain["runtime"] - drafted["runtime"] - 2**24) < 2**22
+
+
 def test_on_a_gpu_the_parts_are_the_process_of_that_gpu() -> None:
     worker = {"pid": 1, "weights": 100, "kv_cache": 50, "peak": 170, "process": 260}
     assert Footprint([worker]).look() == {"weights": 100, "kv_cache": 50, "activations": 20, "runtime": 90}
