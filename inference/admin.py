@@ -30,7 +30,7 @@ from registry.admin import VersionPage
 from registry.admin_base import STATE_LABELS, ActionAdmin, ReadOnly, ReadOnlyInline, actor_of
 from registry.admin_forms import BytesField
 from registry.admin_parts import bar, facts_table, in_bytes, in_utc, label, log_text
-from registry.models import ModelVersion
+from registry.models import ModelVersion, VersionState
 
 NEARLY_FULL_PERCENT = 90
 MAX_PROCESSES = 8
@@ -107,6 +107,12 @@ class ServedVersionPage(LoadUnload, VersionPage):
 
     def version_of(self, row: ModelVersion) -> ModelVersion:
         return row
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """Where a draft is looked for, only those that can guess."""
+        if request.GET.get("field_name") == "draft":
+            queryset = queryset.filter(state=VersionState.READY)
+        return super().get_search_results(request, queryset, search_term)
 
     @display(description="Memory a replica")
     def memory_of(self, obj: ModelVersion) -> SafeString | str:

@@ -73,8 +73,11 @@ def check_plannable(version: ModelVersion, draft: ModelVersion) -> None:
 
 
 def _kinds(facts: Mapping[str, Any]) -> set[str]:
-    """What its layers keep of a stream. vLLM (``validate_same_kv_cache_group``) takes a draft whose layers are all in one
-    group of the cache, and splits layers of several kinds, whichever model's they are, into several groups."""
+    """What its layers keep of a stream.
+
+    vLLM takes a draft whose layers are all in one group of the cache (``validate_same_kv_cache_group``), and splits
+    layers of several kinds, whichever model's they are, into several groups.
+    """
     cost = kv_cost(facts)
     if cost is None:
         return set()

@@ -67,15 +67,13 @@ def delete_model(model: Model, *, actor: str, reason: str = "") -> None:
 
 def _delete_versions(versions: list[ModelVersion], *, actor: str, reason: str) -> None:
     """All of them; one that another of them needs goes after that one."""
-    refused: list[ModelVersion] = []
+    refusals: dict[ModelVersion, Conflict] = {}
     for version in versions:
         try:
             delete_version(version, actor=actor, reason=reason)
-        except Conflict:
-            if len(versions) == 1:
-                raise
-            refused.append(version)
-    if len(refused) == len(versions):
-        delete_version(refused[0], actor=actor, reason=reason)
-    if refused:
-        _delete_versions(refused, actor=actor, reason=reason)
+        except Conflict as error:
+            refusals[version] = error
+    if refusals and len(refusals) == len(versions):
+        raise next(iter(refusals.values()))
+    if refusals:
+        _delete_versions(list(refusals), actor=actor, reason=reason)

@@ -431,6 +431,26 @@ def test_engine_options_are_checked_by_the_action(page: Page, served: dict[str, 
     say(page).to_contain_text("65 tokens asked for, the model was made for 64")
 
 
+def test_a_draft_model_is_chosen_among_the_ready_versions(
+    page: Page, served: dict[str, str], site: Site
+) -> None:
+    site.version("draft-ready")
+    site.version("draft-unfetched", ready=False)
+    page.goto(f"/admin/inference/deployment/{served['deployment']}/change/")
+    page.select_option("select[name=speculation]", "draft_model")
+    save(page)
+    say(page).to_contain_text("needs a version that guesses")
+
+    page.click("[data-id=related-widget-wrapper-draft] .select2-selection, .field-draft .select2-selection")
+    page.fill(".select2-container--open .select2-search__field", "draft-")
+    found = page.locator(".select2-results__option--selectable")
+    expect(found).to_have_text(["draft-ready@1"])
+    found.first.click()
+    save(page)
+    say(page).to_contain_text("was changed successfully")
+    assert "draft-ready@1" in site.manage("event_list", "--kind", "deployment.configured")
+
+
 def test_every_page_of_the_sidebar_opens(page: Page, served: dict[str, str]) -> None:
     page.goto("/admin/")
     links = page.locator("#nav-sidebar a[href^='/admin/']").evaluate_all(

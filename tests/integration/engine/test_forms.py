@@ -75,7 +75,7 @@ class Engines:
         self.redis_url = redis_url
         self.logs = logs
 
-    async def start(self, replica: str) -> str:
+    async def start(self, replica: str, **options: Any) -> str:
         """Its form in its first beat as a ready one."""
         spec = ReplicaSpec(
             replica=replica,
@@ -84,7 +84,7 @@ class Engines:
             model_path=str(self.model),
             redis_url=self.redis_url,
             options=EngineOptions(
-                dtype="float32", context_length=512, max_streams=8, kv_cache_bytes=128 * 2**20
+                dtype="float32", context_length=512, max_streams=8, kv_cache_bytes=128 * 2**20, **options
             ),
             log_path=str(self.logs / f"{replica}.log"),
             forms=str(self.forms),
@@ -164,6 +164,12 @@ async def test_an_engine_starts_eager_goes_on_compiled_and_is_compiled_from_then
     assert await engines.start("second") == COMPILED
     assert await engines.texts() == eager
     await engines.stop("second")
+
+    # The same form is for an engine with a draft, which itself stays eager.
+    draft = {"speculation": "draft_model", "speculative_tokens": 3, "draft_path": str(engines.model)}
+    assert await engines.start("guessing", **draft) == COMPILED
+    assert await engines.texts() == eager
+    await engines.stop("guessing")
 
     # A form whose bytes have changed is refused before anything of it runs.
     code = bytearray((form / CODE).read_bytes())

@@ -471,5 +471,9 @@ def test_a_plan_says_what_would_be_taken_and_where_it_fits(version_of: Versions,
     names = [line.split()[0] for line in out.getvalue().splitlines()]
     assert "parts" not in names
     assert names.index("weights") < names.index("devices")
+    drafted = run("model_plan", "acme/echo@1", streams=3, draft="acme/echo@1")
+    assert (drafted["draft"], drafted["kv_bytes_a_token"]) == ("acme/echo@1", 2048)
+    assert drafted["parts"]["draft_weights"] == 10**9
+    assert refused("model_plan", "acme/echo@1", "--draft", "nobody")[0] == 5
     assert refused("model_plan", "acme/echo@1", "--streams", "0")[0] == 5
     assert refused("model_plan", "nobody")[0] == 3
