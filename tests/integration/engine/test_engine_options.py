@@ -21,6 +21,7 @@ REPEATED = "One two three four five. One two three four five. One two three"
 # What this very processor says that it can do: all of it is tried.
 [CPU] = local_devices()
 HERE = abilities_of(CPU, [CPU])["quantization"]
+AGE = {"type": "integer", "maximum": 99}
 SMOLLM2, OTHER = "where SmolLM2 lies", "one like it with another vocabulary"
 PLAIN = EngineOptions(dtype="float32", context_length=CONTEXT, max_streams=8, kv_cache_bytes=128 * 2**20)
 
@@ -125,7 +126,7 @@ async def test_a_draft_model_guesses_and_the_greedy_text_stays_the_same(
 
 async def what_does_not_go_the_straight_way(gateway: TestGateway) -> None:
     """Schemas, log probabilities and several sampled choices, all at once."""
-    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    schema = {"type": "object", "properties": {"age": AGE}, "required": ["age"]}
     limits = {"max_tokens": 60, "seed": 5}
     person = gateway.submit(prompts=["A person: "], sampling={**limits, "json_schema": json.dumps(schema)})
     likely = gateway.submit(prompts=[REPEATED], sampling={**limits, "temperature": 0.0, "logprobs": 2})
