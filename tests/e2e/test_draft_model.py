@@ -44,13 +44,15 @@ def drafted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     try:
         register(started, "guesser", smollm2, {})
-        register(started, "spoken", smollm2, OPTIONS)
+        spoken = register(started, "spoken", smollm2, OPTIONS)
+        expect(started.http.post(f"/v1/registry/models/{spoken}/promote", json={"version": "1"}), 200)
         yield started
     finally:
         started.stop()
 
 
-def register(platform: Platform, name: str, source: Path, options: dict[str, Any]) -> None:
+def register(platform: Platform, name: str, source: Path, options: dict[str, Any]) -> int:
+    """The model's key."""
     http = platform.http
     model = expect(http.post("/v1/registry/models", json={"name": name}), 201)
     body = {
@@ -62,6 +64,7 @@ def register(platform: Platform, name: str, source: Path, options: dict[str, Any
     version = expect(http.post("/v1/registry/versions", json=body), 201)
     expect(http.post(f"/v1/registry/versions/{version['id']}/import", json={}), 202)
     wait_until(lambda: platform.status(f"{name}@1")["status"] == "unloaded", 60, f"{name}@1 is imported")
+    return int(model["id"])
 
 
 def load(platform: Platform) -> None:
