@@ -28,7 +28,7 @@ OPTIONS = {
     "dtype": "float32",
     "context_length": 1024,
     "max_streams": STREAMS,
-    "kv_cache_bytes": 256 * 2**20,
+    "kv_cache_bytes": 512 * 2**20,
     "speculation": "draft_model",
     "speculative_tokens": 3,
     "draft": "guesser@1",
