@@ -23,12 +23,12 @@ __all__ = ["browser", "smollm2"]
 
 pytestmark = [pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(900)]
 
-STREAMS = 16
+STREAMS, LONG = 16, 6
 OPTIONS = {
     "dtype": "float32",
     "context_length": 1024,
     "max_streams": STREAMS,
-    "kv_cache_bytes": 512 * 2**20,
+    "kv_cache_bytes": 768 * 2**20,
     "speculation": "draft_model",
     "speculative_tokens": 3,
     "draft": "guesser@1",
@@ -78,15 +78,22 @@ def unload(platform: Platform) -> None:
 
 
 def fill_the_batch(platform: Platform) -> None:
-    """All streams at once, and more of prompts than one step takes; twice, as allocators settle."""
+    """All streams at once, and more of prompts than one step takes; three times, as allocators settle."""
 
     def ask(number: int) -> int:
-        body = {**GREEDY, "prompt": "word " * (800 if number < 3 else 20), "max_tokens": 24}
+        body = {**GREEDY, "prompt": "word " * (900 if number < LONG else 20), "max_tokens": 24}
         return platform.http.post("/v1/completions", json=body, timeout=300).status_code
 
     with ThreadPoolExecutor(STREAMS + 4) as pool:
-        for _ in range(2):
+        for _ in range(3):
             assert set(pool.map(ask, range(STREAMS + 4))) == {200}
+
+    def is_written_down() -> bool:
+        """Nothing new between two looks, each of which takes longer than a node's report."""
+        before, now = (observations(platform, "spoken")[-1] for _ in range(2))
+        return now == before and now["peak_streams"] >= STREAMS
+
+    wait_until(is_written_down, 60, "a full batch is written down")
 
 
 def text(platform: Platform) -> str:
@@ -105,9 +112,6 @@ def test_a_draft_model_from_its_registration_to_its_end(drafted: Platform, brows
     # What it took is written down with its draft, and is what the next load is expected to take.
     for _ in range(2):
         fill_the_batch(drafted)
-        wait_until(
-            lambda: observations(drafted, "spoken")[-1]["peak_streams"] >= STREAMS, 30, "a full batch is seen"
-        )
         unload(drafted)
         load(drafted)
     first, second = observations(drafted, "spoken")[:2]
