@@ -45,6 +45,7 @@ def calculated_for(deployment: Deployment, device_kind: str) -> MemoryEstimate:
         max_streams=deployment.max_streams,
         max_batched_tokens=deployment.max_batched_tokens,
         draft=deployment.draft.facts if deployment.draft else None,
+        speculative_tokens=deployment.speculative_tokens if deployment.speculation else 0,
     )
 
 

@@ -28,7 +28,12 @@ def plan_of(version: ModelVersion, **asked: Any) -> dict[str, Any]:
         return corrected(found, sketch, kind)
 
     found = what_if(
-        version.facts, device_rooms(), draft=draft.facts if draft else None, correct=correct, **asked
+        version.facts,
+        device_rooms(),
+        draft=draft.facts if draft else None,
+        speculative_tokens=sketch.speculative_tokens if sketch.speculation else 0,
+        correct=correct,
+        **asked,
     )
     return {
         "id": version.served_id,

@@ -57,11 +57,12 @@ def what_if(
     quantization: str | None = None,
     tensor_parallel: int = 1,
     draft: Mapping[str, Any] | None = None,
+    speculative_tokens: int = 0,
     correct: Correct = as_calculated,
 ) -> WhatIf:
     """The cache is ``kv_cache_bytes`` on each device, or what ``streams`` of the context take.
 
-    ``draft``: the facts of the model that guesses for it.
+    ``draft``: the facts of the model that guesses so many ``speculative_tokens`` for it.
     """
     context = context_length or facts.get("context_length")
     cost = kv_cost(facts, 4.0 if dtype == "float32" else 2.0, tensor_parallel, draft=draft)
@@ -79,6 +80,7 @@ def what_if(
             tensor_parallel=tensor_parallel,
             max_streams=streams or 1,
             draft=draft,
+            speculative_tokens=speculative_tokens,
         )
         return correct(found, kind)
 

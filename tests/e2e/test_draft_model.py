@@ -78,10 +78,15 @@ def unload(platform: Platform) -> None:
 
 
 def fill_the_batch(platform: Platform) -> None:
-    """All streams at once, and more of prompts than one step takes; three times, as allocators settle."""
+    """More of prompts than one step takes, and all streams speaking at once; three times, as allocators settle."""
 
     def ask(number: int) -> int:
-        body = {**GREEDY, "prompt": "word " * (900 if number < LONG else 20), "max_tokens": 24}
+        body = {
+            **GREEDY,
+            "prompt": "word " * (900 if number < LONG else 20),
+            "max_tokens": 100,
+            "ignore_eos": True,
+        }
         return platform.http.post("/v1/completions", json=body, timeout=300).status_code
 
     with ThreadPoolExecutor(STREAMS + 4) as pool:

@@ -260,7 +260,11 @@ def test_a_plan_with_a_draft_counts_its_weights_and_its_part_of_the_cache(
     assert both["parts"]["draft_weights"] == 10**8 + 2 * 1000 * 128
     assert (alone["kv_bytes_a_token"], both["kv_bytes_a_token"]) == (1024, 1536)
     assert both["parts"]["kv_cache"] == 3 * 1000 * 1536
-    assert both["total_bytes"] - alone["total_bytes"] == both["parts"]["draft_weights"] + 3 * 1000 * 512
+    # And the logits of four guesses a stream.
+    guesses = both["parts"]["activations"] - alone["parts"]["activations"]
+    assert guesses == 4 * 3 * 28 * 1000
+    drafts = both["parts"]["draft_weights"] + 3 * 1000 * 512
+    assert both["total_bytes"] - alone["total_bytes"] == drafts + guesses
 
     unknown = manager.get("/v1/models/acme/echo@1/plan?draft=nobody")
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "draft")

@@ -307,6 +307,12 @@ def test_a_draft_is_a_second_model_in_its_targets_dtype_that_is_never_quantized_
     assert on_cpu.draft_weights_bytes == a_weight * (10**9 + SMALL["vocabulary"] * 2048)
 
 
+def test_what_is_guessed_has_logits_of_its_own_by_whatever_method() -> None:
+    options: dict[str, Any] = {"facts": EIGHT_B, "kv_cache_bytes": GIB, "max_streams": 16}
+    alone, guessed = estimate(**options), estimate(**options, speculative_tokens=3)
+    assert guessed.activations_bytes - alone.activations_bytes == 3 * 16 * 28 * EIGHT_B["vocabulary"]
+
+
 def test_the_cache_holds_less_where_a_draft_keeps_its_keys_in_it() -> None:
     alone, both = kv_cost(EIGHT_B), kv_cost(EIGHT_B, draft=SMALL)
     assert alone is not None
