@@ -204,7 +204,7 @@ def test_an_engine_reads_its_drafts_files_and_its_memory_is_that_of_both(
     assert options_key(deployment) != plain
     both = estimate_for(deployment)
     assert both.draft_weights_bytes == GIB // 2
-    guesses = 4 * 8 * 28 * 1000
+    guesses = 4 * 8 * 40 * 1000
     assert both.total_bytes == alone.total_bytes + GIB // 2 + guesses
 
     reconcile()

@@ -262,7 +262,7 @@ def test_a_plan_with_a_draft_counts_its_weights_and_its_part_of_the_cache(
     assert both["parts"]["kv_cache"] == 3 * 1000 * 1536
     # And the logits of four guesses a stream.
     guesses = both["parts"]["activations"] - alone["parts"]["activations"]
-    assert guesses == 4 * 3 * 28 * 1000
+    assert guesses == 4 * 3 * 40 * 1000
     drafts = both["parts"]["draft_weights"] + 3 * 1000 * 512
     assert both["total_bytes"] - alone["total_bytes"] == drafts + guesses
 

@@ -310,7 +310,7 @@ def test_a_draft_is_a_second_model_in_its_targets_dtype_that_is_never_quantized_
 def test_what_is_guessed_has_logits_of_its_own_by_whatever_method() -> None:
     options: dict[str, Any] = {"facts": EIGHT_B, "kv_cache_bytes": GIB, "max_streams": 16}
     alone, guessed = estimate(**options), estimate(**options, speculative_tokens=3)
-    assert guessed.activations_bytes - alone.activations_bytes == 3 * 16 * 28 * EIGHT_B["vocabulary"]
+    assert guessed.activations_bytes - alone.activations_bytes == 3 * 16 * 40 * EIGHT_B["vocabulary"]
 
 
 def test_the_cache_holds_less_where_a_draft_keeps_its_keys_in_it() -> None:
