@@ -40,7 +40,7 @@ BATCHED_TOKENS = 2048
 BLOCK_TOKENS = 128
 # float32 logits, and what sampling makes of them: sorted, as probabilities.
 LOGITS_BYTES = 3 * 4
-# The same of each token that is guessed, which vLLM's rejection sampler copies more often. Measured with SmolLM2 on a CPU
+# The same of each token that is guessed: vLLM's rejection sampler copies it more often. Measured with SmolLM2 on a CPU
 # and 16 streams: 69 (small draft) to 130 MB (ngram) more for 3 tokens, 149 to 194 MB for 7; this makes 94 and 220 MB.
 GUESSED_LOGITS_BYTES = 10 * 4
 
