@@ -32,6 +32,7 @@ runtime = GatewayRuntime(
     GatewayConfig(
         redis_url=settings.REDIS_URL,
         max_body_bytes=settings.MAX_BODY_BYTES,
+        drain_s=settings.DRAIN_S,
         decisions_per_s=settings.DECISIONS_PER_S,
         affinity=settings.AFFINITY,
         affinity_factor=settings.AFFINITY_FACTOR,
@@ -48,6 +49,8 @@ runtime = GatewayRuntime(
     tokenizer_source=database_sync_to_async(tokenizer_file),
 )
 
+METRICS = "/metrics"
+
 
 def started_runtime() -> GatewayRuntime:
     """The runtime; under a server without daphne's reactor the first request starts it."""
@@ -63,8 +66,10 @@ async def http(
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[Mapping[str, Any]], Awaitable[None]],
 ) -> None:
-    """Hot paths never enter Django's request handler."""
-    await (hot_path if hot_path.owns(scope["path"]) else django_application)(scope, receive, send)
+    """Hot paths never enter Django's request handler; while the gateway stops, only /metrics does."""
+    path = scope["path"]
+    hot = hot_path.owns(path) or (runtime.stopping.is_set() and path != METRICS)
+    await (hot_path if hot else django_application)(scope, receive, send)
 
 
 if "daphne.server" in sys.modules:

@@ -209,6 +209,12 @@ class Unavailable(MmserveError):
     code = "unavailable"
 
 
+class ServerStopping(Unavailable):
+    """The server was told to stop: it takes nothing new, and what ran for longer than it waits was cut."""
+
+    code = "server_stopping"
+
+
 class ModelNotLoaded(Unavailable):
     """The model is known, but nothing serves it; the message says what would load it."""
 

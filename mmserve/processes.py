@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 STEADY_AFTER_S = 60.0
+HURRIED_S = 1.0
+LOOK_S = 0.1
 
 
 @dataclass
@@ -81,8 +84,9 @@ class ProcessGroup:
                 child.retry_at = 0.0
                 self.start(child)
 
-    def stop(self) -> None:
-        """SIGTERM wave by wave; SIGKILL after each one's grace."""
+    def stop(self, hurry: threading.Event | None = None) -> None:
+        """SIGTERM wave by wave; SIGKILL after each one's grace, which is HURRIED_S once ``hurry`` is set."""
+        hurry = hurry or threading.Event()
         for wave in sorted({child.wave for child in self.children}, reverse=True):
             leaving = [child for child in self.children if child.wave == wave and _lives(child)]
             asked_at = time.monotonic()
@@ -90,7 +94,7 @@ class ProcessGroup:
                 assert child.process is not None
                 child.process.terminate()
             for child in leaving:
-                _wait(child, asked_at)
+                _wait(child, asked_at, hurry)
         self.children.clear()
 
 
@@ -98,12 +102,19 @@ def _lives(child: Child) -> bool:
     return child.process is not None and child.process.poll() is None
 
 
-def _wait(child: Child, asked_at: float) -> None:
+def _wait(child: Child, asked_at: float, hurry: threading.Event) -> None:
     assert child.process is not None
-    try:
-        child.process.wait(max(0.0, asked_at + child.grace_s - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        log.warning("%s did not stop within %.0f s: killed", child.name, child.grace_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, signal.SIGKILL)
-        child.process.wait()
+    until, hurried = asked_at + child.grace_s, False
+    while _lives(child):
+        now = time.monotonic()
+        if hurry.is_set() and not hurried:
+            hurried, until = True, min(until, now + HURRIED_S)
+            child.process.terminate()
+        if now >= until:
+            log.warning("%s did not stop within %.0f s: killed", child.name, now - asked_at)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(min(LOOK_S, until - now))

@@ -18,6 +18,7 @@ class GatewayConfig:
     socket_auth_s: float = 10.0
     keep_alive_s: float = 15.0
     deadline_grace_s: float = 2.0
+    drain_s: float = 30.0  # what a stop lets requests in flight finish in
     max_attempts: int = 3
     result_ttl_s: int = 60
     failure_ttl_s: int = 600

@@ -28,6 +28,7 @@ class Controls:
         self._cancels: dict[str, set[str]] = {}
         self._resends: dict[str, dict[str, int]] = {}
         self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     def cancel(self, replica: str, job_id: str) -> None:
         """Stop a job that a replica may have."""
@@ -47,16 +48,17 @@ class Controls:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what was asked for so far."""
-        cancels, self._cancels = self._cancels, {}
-        resends, self._resends = self._resends, {}
-        for replica, jobs in cancels.items():
-            await self._send(replica, {"type": "engine.cancel", "jobs": sorted(jobs)})
-        for replica, wanted in resends.items():
-            jobs_from = [[job_id, from_seq] for job_id, from_seq in wanted.items()]
-            await self._send(
-                replica, {"type": "engine.resend", "reply_to": self._reply_to, "jobs": jobs_from}
-            )
+        """Send what was asked for so far; it has been sent when this returns, whoever else is at it."""
+        async with self._sending:
+            cancels, self._cancels = self._cancels, {}
+            resends, self._resends = self._resends, {}
+            for replica, jobs in cancels.items():
+                await self._send(replica, {"type": "engine.cancel", "jobs": sorted(jobs)})
+            for replica, wanted in resends.items():
+                jobs_from = [[job_id, from_seq] for job_id, from_seq in wanted.items()]
+                await self._send(
+                    replica, {"type": "engine.resend", "reply_to": self._reply_to, "jobs": jobs_from}
+                )
 
     async def _send(self, replica: str, message: dict[str, Any]) -> None:
         try:

@@ -1,5 +1,5 @@
 """What daphne lacks at the wire: a line for many who come at once, push-back on slow readers, a bound on bodies,
-JSON in place of HTML errors.
+JSON in place of HTML errors, a stop that lets requests finish.
 
 daphne's ``send()`` returns at once however much lies unsent, so an application that awaits it learns nothing
 of a client that does not read. ``install()`` replaces a few methods of daphne's classes, so that the stock
@@ -27,6 +27,7 @@ from twisted.web.http import RESPONSES, HTTPChannel
 from inference.gateway.chunks import encode
 from inference.gateway.door import Door, Waiting
 from inference.gateway.runtime import GatewayRuntime
+from inference.gateway.stopping import stop_of
 from mmserve.errors import InvalidRequest, MmserveError, PayloadTooLarge, Unavailable
 
 log = logging.getLogger(__name__)
@@ -81,20 +82,6 @@ async def handle_reply(server: Any, protocol: Any, message: dict[str, Any]) -> N
     transport = getattr(channel, "transport", None)
     if transport is not None and unsent_bytes(transport) > HIGH_WATER_BYTES:
         await drained(protocol, transport, server.connections)
-
-
-def kill_all_applications(server: Any) -> Any:
-    """daphne's own fails on a connection whose request is still being read; then nobody is told to stop."""
-    running = [
-        details["application_instance"]
-        for details in server.connections.values()
-        if "application_instance" in details and not details["application_instance"].done()
-    ]
-    for application in running:
-        application.cancel()
-    waiting = defer.Deferred.fromFuture(asyncio.gather(*running, return_exceptions=True))
-    waiting.addErrback(lambda failure: log.error("an application did not stop: %s", failure))
-    return waiting
 
 
 class BoundedRequest(WebRequest):
@@ -291,14 +278,14 @@ def install(runtime: GatewayRuntime) -> None:
     """
     reactor.callLater(0, runtime.start)
     reactor.callLater(0, set_aside_what_stays)
-    # After daphne has cancelled its applications ("before"), which need the runtime to withdraw their jobs.
+    # After the applications have ended ("before"): they need the runtime to withdraw their jobs.
     reactor.addSystemEventTrigger(
         "during", "shutdown", lambda: defer.Deferred.fromFuture(asyncio.ensure_future(runtime.stop()))
     )
     BoundedRequest.max_body_bytes = runtime.config.max_body_bytes
     BoundedSocket.max_message_bytes = runtime.config.max_socket_message_bytes
     daphne.server.Server.handle_reply = handle_reply
-    daphne.server.Server.kill_all_applications = kill_all_applications
+    daphne.server.Server.kill_all_applications = stop_of(runtime)
     daphne.server.HTTPFactory = BoundedFactory
     daphne.server.serverFromString = listen
     daphne.server.WebSocketFactory.protocol = BoundedSocket

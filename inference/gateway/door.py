@@ -220,7 +220,7 @@ class Door:
     def _find_place(self, seen: Glimpse) -> _Place | None:
         """None where the usual way may find something else than that one queue."""
         runtime = self._runtime
-        if not runtime.is_ready:
+        if not runtime.is_ready or runtime.stopping.is_set():
             return None
         grant = runtime.authenticator.remembered(seen.raw_key)
         table = runtime.table.current()

@@ -30,7 +30,13 @@ from inference.gateway.refusals import Refusals
 from inference.gateway.token_counts import TokenCounts
 from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
 from inference.protocol import ReplicaBeat
-from mmserve.errors import AllAttemptsFailed, DeadlineExceeded, InvalidRequest, MmserveError
+from mmserve.errors import (
+    AllAttemptsFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    MmserveError,
+    ServerStopping,
+)
 from routing.core.assigner import decide_in_experiments
 from routing.core.chain import Link, may_go_on
 from routing.core.cost import NANO, NO_PRICE, Prices
@@ -143,6 +149,8 @@ class Generation:
     def is_blamed(self, outcome: str, status: int) -> bool:
         """Whether an answer that ended so is a failure of the deployment that had the request last."""
         error = self.last_error
+        if outcome == ServerStopping.code:
+            return False
         if outcome == AllAttemptsFailed.code and error is not None:
             outcome, status = error.error_code or "error", error.status
         asked_s = self.plan.deadline_s

@@ -30,7 +30,13 @@ from inference.gateway.plan import Plan
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
 from inference.gateway.wishes import tightened, wishes_of_headers
-from mmserve.errors import InvalidRequest, MethodNotAllowed, MmserveError, PayloadTooLarge
+from mmserve.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    MmserveError,
+    PayloadTooLarge,
+    ServerStopping,
+)
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -66,6 +72,12 @@ class HotPath:
         path, method = scope["path"], scope["method"]
         exchange = Exchange(self._runtime(), scope, receive, send)
         allowed = METHODS.get(path, ("POST",))
+        if path not in (HEALTHZ, READYZ):
+            try:
+                exchange.runtime.refuse_if_stopping()
+            except ServerStopping as error:
+                await exchange.refuse(error, [(b"connection", b"close")])
+                return
         if method not in allowed:
             await exchange.refuse(
                 MethodNotAllowed(f"{method} is not allowed for {path}."),

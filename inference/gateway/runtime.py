@@ -33,7 +33,7 @@ from inference.gateway.tasks import cancel_all
 from inference.gateway.token_counts import TokenCounts, TokenizerSource, no_tokenizers
 from inference.protocol import GATEWAYS, HEARTBEAT_S, REVISIONS_KEY, gateway_key, revision_report
 from inference.redis_client import redis_client
-from mmserve.errors import Unavailable
+from mmserve.errors import ServerStopping, Unavailable
 from routing.core.records import USAGE_LOST_KEY, USAGE_STREAM
 from routing.core.table import RoutingTable
 
@@ -44,6 +44,7 @@ RESTART_S = 1.0
 STOP_S = 5.0
 SETTLE_BEATS = 3
 REPORT_S = 3.0
+STOPPED_RETRY_S = 1.0
 REFUSALS_EVERY_S = 1.0
 
 
@@ -66,6 +67,7 @@ class GatewayRuntime:
         self.config = config
         self.authenticator = authenticator
         self.live = LiveState()
+        self.stopping = asyncio.Event()  # set for good: nothing new is taken
         self._layer = channel_layer
         self._table_source = table_source
         self._revision_source = revision_source
@@ -125,6 +127,8 @@ class GatewayRuntime:
     async def checks(self) -> dict[str, str]:
         """What /readyz tells: "ok" or why not, for the database, Redis and the routing table."""
         found = {"database": self.table.database_failure or "ok", "redis": "ok", "routing_table": "ok"}
+        if self.stopping.is_set():
+            found["gateway"] = "stopping"
         try:
             async with asyncio.timeout(1.0):
                 await self.redis.ping()
@@ -136,19 +140,37 @@ class GatewayRuntime:
             found["routing_table"] = "not loaded"
         return found
 
+    def refuse_if_stopping(self) -> None:
+        """Raise ServerStopping once the gateway has been told to stop."""
+        if self.stopping.is_set():
+            raise ServerStopping(
+                "The server is stopping and takes no new requests.", retry_after_s=STOPPED_RETRY_S
+            )
+
+    async def cut(self) -> None:
+        """End what is still in flight: its clients are told why, its engines to stop."""
+        if not self._tasks or not self._connected.is_set():
+            return
+        await self.mirror.stop()
+        await self.moving.close()
+        await self.hedges.close()
+        for flight in self.hub:
+            flight.mover = None
+            flight.fail(
+                ServerStopping(
+                    "The server is stopping: it could not wait until this was finished.",
+                    retry_after_s=STOPPED_RETRY_S,
+                )
+            )
+            if flight.replica is not None:
+                self.controls.cancel(flight.replica, flight.job_id)
+
     async def stop(self) -> None:
-        """Cancel what is still in flight, settle, close."""
+        """Cut what is still in flight, settle, close."""
         if not self._tasks:
             return
+        await self.cut()
         if self._connected.is_set():
-            await self.mirror.stop()
-            await self.moving.close()
-            await self.hedges.close()
-            for flight in self.hub:
-                flight.mover = None
-                flight.fail(Unavailable("The gateway is stopping.", retry_after_s=1.0))
-                if flight.replica is not None:
-                    self.controls.cancel(flight.replica, flight.job_id)
             try:
                 async with asyncio.timeout(STOP_S):
                     await self.controls.flush()

@@ -30,6 +30,7 @@ from mmserve.errors import (
     MmserveError,
     PayloadTooLarge,
     RateLimitExceeded,
+    ServerStopping,
 )
 from routing.core.cost import in_usd
 
@@ -113,7 +114,9 @@ class Socket:
         bearer = next((one for one in offered if one.startswith(BEARER_SUBPROTOCOL)), None)
         chosen = SUBPROTOCOL if SUBPROTOCOL in offered else bearer
         await self._send({"type": "websocket.accept", "subprotocol": chosen})
+        leaving = asyncio.create_task(self._leave_when_stopping())
         try:
+            self._runtime.refuse_if_stopping()
             await self._authenticate(bearer)
             while True:
                 await self._take(await self._message())
@@ -123,11 +126,21 @@ class Socket:
             await self._error(None, error)
             await self._send({"type": "websocket.close", "code": CLOSE_CODES + error.status})
         finally:
+            leaving.cancel()
             self._open = False
             tasks = [one.task for one in self._running.values() if one.task is not None]
             for one in list(self._running.values()):
                 one.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _leave_when_stopping(self) -> None:
+        """Close once the gateway has been told to stop and nothing runs here any more."""
+        await self._runtime.stopping.wait()
+        while self._running:
+            await asyncio.wait([one.task for one in self._running.values() if one.task is not None])
+        if self._open:
+            self._open = False
+            await self._send({"type": "websocket.close", "code": CLOSE_CODES + ServerStopping.status})
 
     async def _authenticate(self, bearer: str | None) -> None:
         self._key = bearer_key(self._scope["headers"])
@@ -174,6 +187,7 @@ class Socket:
     def _begin(self, frame: RequestFrame) -> None:
         if frame.id in self._running:
             raise InvalidRequest(f"A request {frame.id!r} is running already.", param="id")
+        self._runtime.refuse_if_stopping()
         if len(self._running) >= self._config.max_socket_requests:
             raise RateLimitExceeded(
                 f"{len(self._running)} requests run on this socket; no more may.", retry_after_s=1.0

@@ -120,11 +120,9 @@ def expect(answer: httpx.Response, code: int) -> Any:
     return answer.json()
 
 
-@pytest.fixture(scope="session")
-def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A whole platform around an engine that counts: everything is real but vLLM. Node ``first``, model ``count``."""
-    folder = tmp_path_factory.mktemp("count")
-    started = Platform(
+def start_counting(folder: Path, **environment: str) -> Platform:
+    """A whole platform around an engine that counts, in ``folder / "data"``: everything is real but vLLM."""
+    return Platform(
         folder / "data",
         demo=False,
         MMSERVE_ENGINE="tests.counting_engine:CountingEngine",
@@ -134,15 +132,27 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         MMSERVE_LOAD_TIMEOUT_S="10",
         MMSERVE_SOURCE_ROOTS=str(folder),
         MMSERVE_MEMORY_BYTES=str(4 * 2**30),
+        **environment,
     )
+
+
+def give_count(platform: Platform) -> None:
+    """Have the platform know the model ``count``, whose version 1 is its default."""
+    source = write_checkpoint(platform.data_dir.parent / "source", {"max_position_embeddings": 16384})
+    # As heavy as what the engine holds: how far it goes down is decided by what its files say.
+    heavy = {"model.layers.0.mlp.down_proj.weight": ("BF16", [WEIGHTS_BYTES // 2], WEIGHTS_BYTES)}
+    (source / "model-3.safetensors").write_bytes(safetensors(heavy))
+    model = expect(platform.http.post("/v1/registry/models", json={"name": "count"}), 201)
+    register_count(platform, "1")
+    expect(platform.http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)
+
+
+@pytest.fixture(scope="session")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform with a counting engine. Node ``first``, model ``count``."""
+    started = start_counting(tmp_path_factory.mktemp("count"))
     try:
-        source = write_checkpoint(folder / "source", {"max_position_embeddings": 16384})
-        # As heavy as what the engine holds: how far it goes down is decided by what its files say.
-        heavy = {"model.layers.0.mlp.down_proj.weight": ("BF16", [WEIGHTS_BYTES // 2], WEIGHTS_BYTES)}
-        (source / "model-3.safetensors").write_bytes(safetensors(heavy))
-        model = expect(started.http.post("/v1/registry/models", json={"name": "count"}), 201)
-        register_count(started, "1")
-        expect(started.http.post(f"/v1/registry/models/{model['id']}/promote", json={"version": "1"}), 200)
+        give_count(started)
         yield started
     finally:
         started.stop()

@@ -193,6 +193,10 @@ class Platform:
     def stream(self, body: dict[str, Any], path: str = "/v1/completions") -> Any:
         return self.http.stream("POST", path, json={**body, "stream": True})
 
+    def interrupt(self) -> None:
+        """Ctrl-C as a terminal sends it: to the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def stop(self) -> int:
         """Ctrl-C; the exit code."""
         self.http.close()

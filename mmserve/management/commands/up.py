@@ -33,6 +33,8 @@ SERVER_TIMEOUT_S = 10.0
 # What the printed curl asks: a model with a chat template, and one that only completes.
 CHAT = ("/v1/chat/completions", '"messages": [{"role": "user", "content": "What is the capital of France?"}]')
 COMPLETION = ("/v1/completions", '"prompt": "The capital of France is"')
+# What gateway and node may take beyond MMSERVE_DRAIN_S: to say last words, and to write them down.
+GRACE_S = 15.0
 
 
 class Command(BaseCommand):
@@ -47,8 +49,9 @@ class Command(BaseCommand):
         # A digit within a model's name is no number to colour.
         self.console = Console(stderr=True, highlight=False)
         self.stopping = threading.Event()
+        self.hurry = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
+            signal.signal(number, lambda *_: (self.hurry if self.stopping.is_set() else self.stopping).set())
         self._prepare_data_dir()
         self._refuse_taken_port()
         group = ProcessGroup(Path(settings.DATA_DIR) / "logs")
@@ -57,8 +60,10 @@ class Command(BaseCommand):
             while not self.stopping.wait(1.0):
                 group.poll()
         finally:
-            self.console.print("stopping …")
-            group.stop()
+            self.console.print(
+                f"stopping: requests in flight have {settings.DRAIN_S:g} s to finish; Ctrl-C again ends them at once"
+            )
+            group.stop(self.hurry)
 
     def _prepare_data_dir(self) -> None:
         try:
@@ -103,13 +108,14 @@ class Command(BaseCommand):
         daphne = shutil.which("daphne", path=str(Path(sys.executable).parent)) or "daphne"
         # At a stop the gateway goes first and Redis last: engines say their last words to it.
         group.start(Child("controller", [*manage, "controller"], wave=1))
-        group.start(Child("node", [*manage, "node"], grace_s=settings.DRAIN_S + 15.0, wave=1))
+        group.start(Child("node", [*manage, "node"], grace_s=settings.DRAIN_S + GRACE_S, wave=1))
         group.start(Child("ops", [*manage, "rqworker", "ops"], wave=1))
         bind = ["-b", settings.HOST, "-p", str(settings.PORT)]
         group.start(
             Child(
                 "gateway",
                 [daphne, *bind, "--no-server-name", "-v", "0", "mmserve.asgi:application"],
+                grace_s=settings.DRAIN_S + GRACE_S,
                 wave=2,
             )
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 from mmserve.processes import Child, ProcessGroup
@@ -45,3 +47,42 @@ def test_all_of_a_wave_are_asked_at_once_and_the_next_wave_only_when_they_have_e
     assert set(said[2:4]) == {"a asked", "b asked"}
     assert said[-2:] == ["store asked", "store ends"]
     assert group.children == []
+
+
+# Waits for work of its own when asked to end, as long as nobody asks again.
+DRAINS = """
+import signal, sys, threading
+asked = threading.Semaphore(0)
+signal.signal(signal.SIGTERM, lambda *_: asked.release())
+open(sys.argv[1], "a").write("runs\\n")
+for word in ("drains", "is cut"):
+    while not asked.acquire(timeout=0.01):
+        pass
+    open(sys.argv[1], "a").write(word + "\\n")
+"""
+
+
+def test_in_a_hurry_a_child_is_asked_again_and_whoever_does_not_hear_is_killed(tmp_path: Path) -> None:
+    journal, hurry = tmp_path / "journal", threading.Event()
+    group = ProcessGroup(tmp_path)
+    deaf = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({!r}, 'a').write('runs\\n'); {}"
+    )
+    deaf = deaf.format(str(journal), "signal.pause() or signal.pause()")
+    group.start(Child("drains", [sys.executable, "-c", DRAINS, str(journal)], grace_s=600.0))
+    group.start(Child("deaf", [sys.executable, "-c", deaf], grace_s=600.0))
+    until_said(journal, "runs", 2)
+    stopping = threading.Thread(target=group.stop, args=[hurry])
+    stopping.start()
+    until_said(journal, "drains", 1)
+    hurry.set()
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert journal.read_text().splitlines() == ["runs", "runs", "drains", "is cut"]
+
+
+def until_said(journal: Path, word: str, times: int) -> None:
+    until = time.monotonic() + 20
+    while not journal.exists() or journal.read_text().count(word) < times:
+        assert time.monotonic() < until, f"nobody {word}"
+        time.sleep(0.01)
