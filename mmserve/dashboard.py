@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.http import HttpRequest
@@ -12,9 +13,11 @@ from django.utils.safestring import SafeString
 from inference.admin import memory_bar, with_reserved
 from inference.beats import read_beats
 from inference.model_objects import with_versions
-from inference.models import ALIVE, Device, Replica
+from inference.models import ALIVE, Deployment, Device, Replica
+from inference.protocol import ReplicaBeat
 from inference.revisions import applied
 from inference.status import furthest, statuses
+from inference.swapping import waiting_jobs
 from registry.admin_base import STATE_LABELS
 from registry.admin_parts import in_bytes, in_short
 from registry.models import Event, Model
@@ -34,7 +37,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         ("Models", Model.objects.count()),
         ("Replicas ready", sum(row.state == "ready" for row in replicas)),
         ("Requests running", sum(beat.running for beat in beats.values())),
-        ("Requests waiting", sum(beat.waiting for beat in beats.values())),
+        ("Requests waiting", _waiting(beats.values())),
         ("Configuration applied", _applied()),
         ("Tokens/s", f"{sum(beat.tokens_per_s for beat in beats.values()):.0f}"),
     ]
@@ -42,6 +45,12 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     context["devices"] = [(str(device), memory_bar(device)) for device in with_reserved(Device.objects.all())]
     context["events"] = Event.objects.all()[:MAX_EVENTS]
     return context
+
+
+def _waiting(beats: Iterable[ReplicaBeat]) -> int:
+    """In engines and in queues: those that are held for a model which is not up as well."""
+    queued = waiting_jobs(list(Deployment.objects.filter(replicas__gt=0)))
+    return sum(beat.waiting for beat in beats) + sum(queued.values())
 
 
 def _applied() -> SafeString:

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
+from django.test import Client
 
 from inference.models import Deployment, Replica
 from inference.notify import connection
@@ -96,3 +98,15 @@ def test_it_is_not_told_more_often_than_it_is_news(make: Make, told: list[dict[s
     now += 2 * AT_MOST_EVERY_S
     reconcile(swapper, outlook=outlook)
     assert len(told) == 2
+
+
+def test_the_dashboard_counts_the_requests_that_are_held(make: Make) -> None:  # noqa: F811
+    a, b = make("a"), make("b")
+    load(a)
+    reconcile(Swapper())
+    Deployment.objects.filter(pk=b.pk).update(replicas=1, asleep=True)
+    ask(b, 3)
+    client = Client()
+    client.force_login(User.objects.create_superuser("ada", password="correct horse"))
+    figures = dict(client.get("/admin/").context["figures"])
+    assert figures["Requests waiting"] == 3
