@@ -13,6 +13,7 @@ from django.utils import timezone
 from inference.capacity.placement import place
 from inference.drafts import check_draft, check_proposed, drafts_for, proposed
 from inference.engine_options import check_abilities, check_with_engine
+from inference.fit import check_size
 from inference.memory import device_rooms, kv_cost_of, need_of
 from inference.models import ALIVE, Deployment, Replica, ReplicaState, Schedule
 from inference.notify import wake_controller
@@ -87,6 +88,7 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
     sketch = Deployment.objects.select_related("version__model", "draft__model").get(pk=deployment.pk)
     before = _set(sketch, changes)
     check_options(sketch)
+    check_size(sketch, [field for field, value in changes.items() if value != before[field]])
     unchecked = check_with_engine(
         sketch, [field for field, value in changes.items() if value != before[field]]
     )

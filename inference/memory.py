@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from django.conf import settings
+from django.db.models import Q
 from django.utils import timezone
 
 from inference.calibration import calibrated_for
@@ -78,7 +79,8 @@ def reserved_bytes(*, could_sleep: bool = False) -> dict[int, int]:
     """By device: what living replicas reserve on it."""
     alive = Replica.objects.filter(state__in=ALIVE)
     if could_sleep:
-        alive = alive.exclude(deployment__pinned=False, deployment__on_demand=True)
+        swappable = Q(deployment__pinned=False, deployment__on_demand=True)
+        alive = alive.exclude(swappable | Q(stop_requested=True))
     found: dict[int, int] = defaultdict(int)
     for device, count in alive.values_list("device", "reserved_bytes"):
         found[device] += count

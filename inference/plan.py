@@ -17,9 +17,13 @@ from registry.models import ModelVersion
 
 
 def plan_of(version: ModelVersion, **asked: Any) -> dict[str, Any]:
-    """Parts in bytes, bytes a token, streams, and where it would fit now or on an empty device."""
+    """Parts in bytes, bytes a token, streams, and where it would fit now or on an empty device.
+
+    Where nothing is asked, of its deployment as it is edited; without one, of a single stream.
+    """
     if not version.facts:
         raise InvalidRequest(f"{version.served_id} is {version.state}: nothing is known of its files yet.")
+    asked = asked or _as_edited(version)
     draft = _draft_of(version, asked.pop("draft", None))
     sketch = _sketch(version, draft, asked)
 
@@ -49,6 +53,22 @@ def plan_of(version: ModelVersion, **asked: Any) -> dict[str, Any]:
         "devices": [asdict(one) for one in found.on],
         "fits_when_empty": found.fits_when_empty,
         "reasons": list(found.reasons),
+    }
+
+
+def _as_edited(version: ModelVersion) -> dict[str, Any]:
+    row = Deployment.objects.filter(version=version).first()
+    if row is None:
+        return {}
+    draft = {"draft": row.draft.served_id} if row.draft else {}
+    return {
+        **draft,
+        "context_length": row.context_length,
+        "streams": row.max_streams,
+        "kv_cache_bytes": row.kv_cache_bytes,
+        "dtype": row.dtype,
+        "quantization": row.quantization or None,
+        "tensor_parallel": row.tensor_parallel,
     }
 
 

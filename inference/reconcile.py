@@ -14,6 +14,7 @@ from inference.capacity.placement import place
 from inference.deletion import finish_deletions
 from inference.engine.release import release_dead_worker
 from inference.engine.rqkeys import worker_name
+from inference.fit import forgive, refuse, why_nowhere
 from inference.leases import NodeLeases
 from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, Deployment, Device, Node, Replica, ReplicaState
@@ -45,6 +46,7 @@ def reconcile(
     if leases is not None:
         bury_lost_nodes(leases, time.monotonic())
     keep_hot(timezone.now())
+    forgive()
     if swapper is not None:
         swapper.step()
     asked_s = swapper.asked_s() if swapper is not None else {}
@@ -111,6 +113,10 @@ def start_one(deployment: Deployment, waited_s: float = 0.0) -> bool:
         placement = place(need, rooms)
         if placement.device_id is None:
             up = deployment.replica_set.filter(state__in=ALIVE, wanted_rung=SERVING)
+            alone = not deployment.replica_set.filter(state__in=ALIVE).exists()
+            if alone and (nowhere := why_nowhere(need, device_rooms(could_sleep=True))):
+                refuse(deployment, nowhere)
+                return False
             if deployment.on_demand and not up.exists():
                 # It waits as one that is asked for: the swapper makes room.
                 asleep = {"asleep": True, "wanted_at": timezone.now()}

@@ -17,6 +17,7 @@ from inference.capacity.pauses import Pauses
 from inference.capacity.placement import DeviceRoom, Need, place, refusal
 from inference.capacity.swap import LEAD_S, SOON_S, Resident, Wanted, choose_victims
 from inference.engine.rqkeys import queue_key
+from inference.fit import refuse, why_nowhere
 from inference.memory import device_rooms, need_of
 from inference.models import ALIVE, PRIORITY_CLASSES, Deployment, Replica, ReplicaState
 from inference.notify import connection
@@ -159,6 +160,9 @@ class Swapper:
             if place(need, list(rooms.values())).device_id is not None:
                 wake(row)
                 _take(rooms, need)
+                continue
+            if not replicas[row.pk] and (nowhere := why_nowhere(need, device_rooms(could_sleep=True))):
+                refuse(row, nowhere)
                 continue
             if not _coming(need, rooms, leaving):
                 self._evict_for(row, need, deployments, replicas, rooms, leaving, now)

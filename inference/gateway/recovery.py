@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from inference.gateway import metrics
 from inference.gateway.admission import Admission, Refused
@@ -16,9 +16,11 @@ from inference.gateway.flight import IDLE, SILENCE_S, STATUS, Flight
 from inference.gateway.holding import told
 from inference.gateway.hub import Hub
 from inference.gateway.live import LiveState
+from inference.gateway.refusal import never_up
 from inference.gateway.tasks import cancel_all
 from inference.protocol import DONE
 from mmserve.errors import DeadlineExceeded, EngineLost, Unavailable
+from routing.core.table import RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +34,20 @@ class Recovery:
     """Looks over all flights four times a second. Started and cancelled by the runtime."""
 
     def __init__(
-        self, hub: Hub, live: LiveState, admission: Admission, controls: Controls, config: GatewayConfig
+        self,
+        hub: Hub,
+        live: LiveState,
+        admission: Admission,
+        controls: Controls,
+        config: GatewayConfig,
+        table: Callable[[], RoutingTable],
     ) -> None:
         self._hub = hub
         self._live = live
         self._admission = admission
         self._controls = controls
         self._config = config
+        self._table = table
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -70,6 +79,8 @@ class Recovery:
                 flight.push([flight.job_id, -1, STATUS, status])
             if flight.recovering:
                 continue
+            if not flight.accepted and self._is_given_up(flight):
+                continue
             if flight.first_token_by is not None and now > flight.first_token_by:
                 self._hurry(flight)
                 continue
@@ -79,6 +90,15 @@ class Recovery:
                 flight.probe_at = now
                 flight.inquiries += 1
                 self._begin(flight, self._inquire(flight))
+
+    def _is_given_up(self, flight: Flight) -> bool:
+        """Whether it waits for what will not come; then it has been told so, or goes to its next choice."""
+        entry = self._table().deployments.get(flight.deployment.id)
+        load = self._live.loads.get(flight.deployment.id)
+        if entry is None or not entry.failure or (load is not None and load.ready):
+            return False
+        flight.fail(never_up(entry))
+        return True
 
     def _look_after_running(self, flight: Flight, now: float) -> None:
         assert flight.replica is not None

@@ -100,11 +100,7 @@ def _unmet(decision: Decision, candidates: tuple[Candidate, ...]) -> MmserveErro
 def _not_up(served_id: str, entries: list[DeploymentEntry], live: LiveState) -> MmserveError:
     given_up = next((entry for entry in entries if entry.failure), None)
     if given_up is not None:
-        return ModelNotLoaded(
-            f"{served_id} cannot be loaded: {given_up.failure}. When that is mended, load it again with "
-            f"POST /v1/models/{served_id}/load.",
-            param="model",
-        )
+        return never_up(given_up)
     loading = [entry for entry in entries if entry.id in live.loads or entry.wanted_replicas]
     if loading:
         stage = next((beat.stage for entry in loading if (beat := live.loading(entry.id))), "starting")
@@ -116,4 +112,13 @@ def _not_up(served_id: str, entries: list[DeploymentEntry], live: LiveState) -> 
         )
     return ModelNotLoaded(
         f"{served_id} is not loaded. Load it with POST /v1/models/{served_id}/load.", param="model"
+    )
+
+
+def never_up(entry: DeploymentEntry) -> ModelNotLoaded:
+    """The refusal of one that nobody tries to load any more."""
+    return ModelNotLoaded(
+        f"{entry.served_id} cannot be loaded: {entry.failure}. When that is mended, load it again with "
+        f"POST /v1/models/{entry.served_id}/load.",
+        param="model",
     )

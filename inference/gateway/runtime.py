@@ -222,7 +222,9 @@ class GatewayRuntime:
             process=self._process,
             redis_timeout_s=self.config.redis_timeout_s,
         )
-        recovery = Recovery(self.hub, self.live, self.admission, self.controls, self.config)
+        recovery = Recovery(
+            self.hub, self.live, self.admission, self.controls, self.config, self.table.current
+        )
         self._spawn("receive", lambda: receive_forever(self._layer, self._channel, self.hub.dispatch))
         self._spawn("controls", self.controls.run)
         self._spawn("recovery", recovery.run)

@@ -14,12 +14,14 @@ from inference import actions as serving
 from inference.engine.rqkeys import queue_key
 from inference.models import Deployment, Device, Node, Replica, ReplicaState
 from inference.notify import connection
+from inference.plan import plan_of
 from inference.protocol import ReplicaBeat, beat_key, queue_name
 from inference.reconcile import MAX_TRIES, give_up, reconcile, start_one
+from inference.snapshot import routing_table
 from inference.status import statuses
 from inference.swapping import Swapper
 from inference.why import why_not_running
-from mmserve.errors import InsufficientMemory
+from mmserve.errors import InsufficientMemory, InvalidRequest
 from registry import actions
 from registry.models import ModelVersion, VersionState
 
@@ -339,3 +341,68 @@ def test_several_gpus_of_one_node_are_freed_for_one_replica(
     ask(a)
     reconcile(swapper)
     assert states()["w"] == (True, 0)
+
+
+def test_options_that_no_known_device_could_hold_are_refused_with_the_field(
+    make: Make, device: Device
+) -> None:
+    a = make("a")
+    with pytest.raises(InvalidRequest, match=r"needs 9\d\d\.\d GiB.*a budget of 2\.0 GiB") as refused:
+        serving.configure(a, {"kv_cache_bytes": 900 * GIB, "max_wait_s": 7}, actor="tests")
+    assert refused.value.param == "kv_cache_bytes"
+    a.refresh_from_db()
+    assert a.kv_cache_bytes < 900 * GIB
+
+    Node.objects.update(last_seen=None)
+    with pytest.raises(InvalidRequest):
+        serving.configure(a, {"kv_cache_bytes": 900 * GIB}, actor="tests")
+    device.delete()
+    serving.configure(a, {"kv_cache_bytes": 900 * GIB}, actor="tests")
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_what_fits_nowhere_is_refused_with_figures_until_there_is_a_place_for_it(
+    make: Make, device: Device, asleep: bool
+) -> None:
+    a = make("a")
+    load(a)
+    Deployment.objects.filter(pk=a.pk).update(kv_cache_bytes=900 * GIB, asleep=asleep)
+    ask(a)
+    swapper = Swapper()
+    reconcile(swapper)
+    reconcile(swapper)
+    status = statuses([a.version])[a.version_id]
+    assert (status.status, status.eta_s) == ("failed", None)
+    assert status.reason is not None
+    assert status.reason.startswith("it fits nowhere: here/cpu:0: needs 900.8 GiB, 2.0 GiB free")
+    entry = routing_table().deployments[a.name]
+    assert not entry.can_wake
+    assert "needs 900.8 GiB" in entry.failure
+
+    Device.objects.filter(pk=device.pk).update(budget_bytes=1000 * GIB)
+    reconcile(swapper)
+    assert statuses([a.version])[a.version_id].status == "loading"
+
+
+def test_what_fits_in_the_place_of_one_that_is_being_unloaded_is_waited_for(make: Make) -> None:
+    a, b = make("a", pinned=True), make("b")
+    load(a)
+    swapper = Swapper()
+    reconcile(swapper)
+    up(a)
+    with pytest.raises(InsufficientMemory):
+        load(b)
+    serving.unload(a.version, actor="tests")
+    reconcile(swapper)
+    load(b)
+    reconcile(swapper)
+    assert statuses([b.version])[b.version_id].status == "loading"
+
+
+def test_a_plan_without_options_is_of_the_deployment_as_it_is_edited(make: Make, device: Device) -> None:
+    a = make("a")
+    Deployment.objects.filter(pk=a.pk).update(kv_cache_bytes=900 * GIB)
+    found = plan_of(a.version)
+    assert found["parts"]["kv_cache"] == 900 * GIB
+    assert not found["fits_when_empty"]
+    assert plan_of(a.version, kv_cache_bytes=GIB)["parts"]["kv_cache"] == GIB

@@ -15,7 +15,8 @@ from registry.lookup import find_version
 
 class Command(DataCommand):
     help = (
-        "What a version would take of memory, by part, and where it would fit; nothing is loaded. "
+        "What a version would take of memory, by part, and where it would fit; nothing is loaded. Without options: "
+        "its deployment as it is edited. "
         "Exit codes: 0 done (also where it does not fit: it says so), 3 no such model, 5 a wrong value."
     )
 
@@ -24,9 +25,9 @@ class Command(DataCommand):
         parser.add_argument("--context-length", type=int, help="tokens; the model's own if left out")
         parser.add_argument("--streams", type=int, help="of the whole context at once")
         parser.add_argument("--kv-cache-bytes", type=int, help="in place of --streams")
-        parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPE_BYTES))
+        parser.add_argument("--dtype", choices=("auto", *DTYPE_BYTES))
         parser.add_argument("--quantization", choices=tuple(QUANTIZED_BYTES), help="of the weights, on load")
-        parser.add_argument("--tensor-parallel", type=int, default=1, help="devices that share one replica")
+        parser.add_argument("--tensor-parallel", type=int, help="devices that share one replica")
         parser.add_argument("--draft", help="name@version of a draft model (speculative decoding)")
 
     def run(self, *, id: str, **options: Any) -> dict[str, Any]:

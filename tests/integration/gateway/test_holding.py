@@ -176,3 +176,18 @@ async def test_a_status_event_has_stage_bytes_and_seconds(open_gateway):
     assert (told["status"], told["stage"]) == ("loading", "fetching files")
     assert (told["done_bytes"], told["total_bytes"]) == (5, 20)
     assert 6.0 < told["eta_s"] <= 8.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_waits_for_a_model_hears_at_once_that_it_will_not_come(open_gateway, stream):
+    async with open_gateway() as gateway:
+        held = asyncio.create_task(gateway.client.post("/v1/completions", {**BODY, "stream": stream}))
+        await until(lambda: queued(gateway))
+        await change(gateway, entry={"failure": "it fits nowhere: a/gpu:0: needs 900.8 GiB, 18.8 GiB free"})
+        answer = await held
+        await until(lambda: not queued(gateway))
+        late = await gateway.client.post("/v1/completions", BODY)
+    for one in (answer, late):
+        assert one.status == 503
+        assert one.json()["error"]["code"] == "model_not_loaded"
+        assert "needs 900.8 GiB, 18.8 GiB free" in one.json()["error"]["message"]
