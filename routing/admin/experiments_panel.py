@@ -8,7 +8,7 @@ from typing import Any
 import redis
 from django.utils import timezone
 
-from registry.models import Event
+from registry.models import Event, Model
 from routing.actions import experiments as actions
 from routing.admin.experiments_plot import percent, plot_of
 from routing.connection import connection
@@ -163,7 +163,16 @@ def in_unit(metric: Metric, value: float | None) -> str:
 
 
 def _strange(row: Experiment, arms: list[Arm]) -> str:
-    """What the target means by now, where that is no arm: who is not in the experiment is served by it."""
+    """What may not be meant: what the target means is no arm, or the control is of another model than the target."""
+    control = next((arm for arm in arms if arm.is_control), None)
+    if row.state in (State.DRAFT, *OPEN) and control is not None:
+        model = control.served_id.partition("@")[0]
+        asked = row.target.partition("@")[0]
+        if asked != model and Model.objects.filter(name=asked).exists():
+            return (
+                f"The control ({control.name}) is {control.served_id}, and clients ask for {row.target}: "
+                "even those who get the control are served by another model than they named."
+            )
     if row.state not in OPEN or row.alias is None:
         return ""
     means = row.alias.version.served_id
@@ -303,11 +312,12 @@ def _next(report: Report, now: Any) -> str:
     """What happens next, and why it waits."""
     row = report.experiment
     if row.state == State.RAMPING:
+        waiting = waits_for(report)
         if not step_is_due(row, now):
             assert row.step_at is not None, "a ramping experiment has begun a step"
             left = row.step_minutes - (now - row.step_at).total_seconds() / 60
-            return f"The next step comes in {left:.0f} min, if the guardrails hold."
-        waiting = waits_for(report)
+            when = f"The next step comes in {left:.0f} min at the earliest, if the guardrails hold."
+            return f"{when} It also waits: {waiting}" if waiting else when
         return f"The next step waits: {waiting}" if waiting else "The next step comes now."
     if row.state == State.RUNNING and row.kind == Kind.SHADOW:
         return f"Nobody waits for the copies. {_spent(row, now)}"

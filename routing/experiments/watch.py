@@ -98,13 +98,12 @@ def step_is_due(row: Experiment, now: datetime.datetime) -> bool:
 
 
 def waits_for(report: Report) -> str:
-    """What keeps a due step waiting; empty if nothing does."""
+    """What keeps a step waiting, however long it has lasted; empty if nothing does."""
     row = report.experiment
     few = [one for one in report.arms if one.requests < row.step_requests]
     if few:
-        return (
-            f"{few[0].arm.name} has {few[0].requests} requests of the {row.step_requests} that a step needs."
-        )
+        have = ", ".join(f"{one.arm.name} has {one.requests}" for one in few)
+        return f"{have} of the {row.step_requests} requests that a step needs of each arm."
     if report.tight:
         return f"{report.tight[0].words}."
     early = [one for one in report.guardrails if one.state == "early"]

@@ -15,7 +15,7 @@ from rest_framework.test import APIClient
 
 from mmserve.errors import Conflict
 from mmserve.models import AccessKey
-from registry.actions import promote
+from registry.actions import promote, register_model
 from routing.actions import experiments as actions
 from routing.core.records import UsageRecord, shadow_key
 from routing.core.statistics import metrics as m
@@ -519,3 +519,22 @@ def test_traffic_is_what_the_usage_of_the_last_week_says(manager: APIClient, dra
     found = manager.get(f"{URL}/{draft.pk}/plan", {"baseline": 1.0}).json()
     assert found["requests_per_day"] == pytest.approx(1200, rel=0.05)
     assert found["days"] == pytest.approx(found["observations"] / found["requests_per_day"])
+
+
+def test_a_step_that_has_not_lasted_yet_says_what_else_it_needs(browser: Client, draft: Experiment) -> None:
+    actions.start_experiment(draft, actor="tests")
+    page = browser.get(f"/admin/routing/experiment/{draft.pk}/change/").content.decode()
+    assert "min at the earliest, if the guardrails hold. It also waits" in page
+    assert "control has 0, new has 0 of the 100 requests that a step needs of each arm." in page
+
+
+def test_a_control_of_another_model_than_the_target_is_pointed_at(
+    browser: Client, draft: Experiment, versions: Any
+) -> None:
+    url = f"/admin/routing/experiment/{draft.pk}/change/"
+    assert 'id="strange"' not in browser.get(url).content.decode()
+    register_model("acme/other", actor="tests")
+    draft.target = "acme/other"
+    draft.save(update_fields=["target"])
+    page = browser.get(url).content.decode()
+    assert "The control (control) is acme/echo@1, and clients ask for acme/other" in page
