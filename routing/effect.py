@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from routing.core.decision import Assigned, Candidate, RequestFacts, decide_among
-from routing.core.replay import NOBODY, Outcome, Replay, imagined, replay
+from routing.core.replay import IMAGINED, NOBODY, Outcome, Replay, imagined, replay
 from routing.core.route import RouteEntry
 from routing.situation import Situation
 
@@ -35,7 +35,7 @@ class Preview:
     rows: tuple[tuple[str, float, float], ...]  # served id, share before and after
 
 
-def effect_of(route: RouteEntry, now: Situation, *, requests: int = 400) -> Effect:
+def effect_of(route: RouteEntry, now: Situation, *, requests: int = IMAGINED) -> Effect:
     """Who would serve; a share is of usual requests that differ in their id only."""
     slate = now.table.slate_of(route)
     usual = RequestFacts(

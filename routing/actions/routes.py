@@ -18,6 +18,7 @@ from registry.lookup import find
 from registry.models import Alias, Event, Model, ModelVersion, VersionState
 from registry.revision import bump
 from registry.saving import save_checked
+from routing.core.route import Policy
 from routing.models.routes import MAX_CANDIDATES, Route, RouteCandidate
 
 FIELDS = (
@@ -53,7 +54,9 @@ def create_route(
         raise Conflict(f"There is a model {name!r}: a route needs a name of its own.", param="name")
     route = Route(name=name, **fields)
     save_checked(route, unique=f"There is a route {name!r} already.")
-    _write(route, checked_lines(candidates))
+    lines = checked_lines(candidates)
+    check_serves(route, lines)
+    _write(route, lines)
     bump("route.created", name, actor, reason, portable(route))
     return route
 
@@ -90,6 +93,7 @@ def update_route(
         setattr(route, field, value)
     route.revision = expected + 1
     save_checked(route, unique=f"There is a route {route.name!r} already.")
+    check_serves(route, before["candidates"] if lines is None else lines)
     if lines is not None:
         _write(route, lines)
     route = Route.objects.get(pk=route.pk)
@@ -184,6 +188,21 @@ def checked_lines(
             raise InvalidRequest(f"{param}.target: {row.target!r} stands twice", param=f"{param}.target")
         found.append({name: getattr(row, name) for name in CANDIDATE_FIELDS})
     return found
+
+
+def check_serves(route: Route, lines: Sequence[Line]) -> None:
+    """Refuse a route that is on and could choose nobody."""
+    if not route.enabled:
+        return
+    if not lines:
+        raise InvalidRequest(
+            "candidates: a route that is on needs one at least; add one, or switch it off", param="candidates"
+        )
+    if route.policy == Policy.WEIGHTED and not any(line["weight"] for line in lines):
+        raise InvalidRequest(
+            "candidates: with the policy weighted one of them at least needs a weight above 0",
+            param="candidates",
+        )
 
 
 def find_candidate(target: str) -> None:

@@ -15,12 +15,13 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
+from mmserve.errors import MmserveError
 from registry.admin_base import ASKED, ActionAdmin, ReadOnly, ReasonModelForm, actor_of
 from registry.admin_forms import WordsField
 from routing.actions import routes as actions
 from routing.actions.scorers import use_scorer
 from routing.core.replay import NOBODY
-from routing.core.route import Cause, RouteEntry
+from routing.core.route import Cause, Policy, RouteEntry
 from routing.core.scorer import TRAITS
 from routing.effect import REPLAYED, Effect, effect_of, preview_of
 from routing.models.routes import MAX_CANDIDATES, Route, RouteCandidate, TrainedScorer
@@ -34,9 +35,10 @@ MS = 1000
 class NeedsConfirmation(Exception):
     """The change is good; whoever makes it should see first what it does. Raised inside the transaction."""
 
-    def __init__(self, draft: RouteEntry) -> None:
+    def __init__(self, draft: RouteEntry, *, new: bool) -> None:
         super().__init__(draft.id)
         self.draft = draft
+        self.new = new
 
 
 class InARow(UnfoldAdminCheckboxSelectMultipleWidget):
@@ -68,10 +70,39 @@ class RouteForm(ReasonModelForm):
             self.fields["expected_revision"].initial = self.instance.revision
 
 
+class CandidateForm(forms.ModelForm):
+    """One candidate."""
+
+    def clean_target(self) -> str:
+        """Checked here so that all that is wrong with a page is told at once."""
+        target: str = self.cleaned_data["target"]
+        try:
+            actions.find_candidate(target)
+        except MmserveError as error:
+            raise forms.ValidationError(error.message) from error
+        return target
+
+
+class CandidateFormSet(forms.BaseInlineFormSet):
+    """The candidates of one route."""
+
+    def clean(self) -> None:
+        """The whole list, by what the form says of the route."""
+        super().clean()
+        if any(self.errors):
+            return
+        try:
+            actions.check_serves(self.instance, _lines_in(self))
+        except MmserveError as error:
+            raise forms.ValidationError(error.message.removeprefix("candidates: ")) from error
+
+
 class CandidateInline(TabularInline):
     """The candidates, in the order of priority."""
 
     model = RouteCandidate
+    form = CandidateForm
+    formset = CandidateFormSet
     fields = ("position", "target", "weight", "note")
     extra = 1
     max_num = MAX_CANDIDATES
@@ -136,6 +167,7 @@ class RoutePage(ActionAdmin):
             entry = entry_of(route, _lines_of(route))
             context["effect"] = _effect_rows(effect_of(entry, situation()))
             context["policy"] = route.get_policy_display()
+            context["hints"] = _hints(route)
         return super().change_view(request, object_id, form_url, context)
 
     def changeform_view(
@@ -149,7 +181,7 @@ class RoutePage(ActionAdmin):
         try:
             return super().changeform_view(request, object_id, form_url, extra_context)
         except NeedsConfirmation as asked:
-            return self._preview(request, asked.draft)
+            return self._preview(request, asked.draft, new=asked.new)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """With its candidates, in save_related."""
@@ -181,27 +213,29 @@ class RoutePage(ActionAdmin):
             )
             changed = True
         if changed and CONFIRMED not in request.POST:
-            raise NeedsConfirmation(entry_of(route, _lines_of(route)))
+            raise NeedsConfirmation(entry_of(route, _lines_of(route)), new=not before)
         form.instance.pk = route.pk
         form.instance._state.adding = False
         super().save_related(request, form, formsets, change)
 
-    def _preview(self, request: HttpRequest, draft: RouteEntry) -> HttpResponse:
+    def _preview(self, request: HttpRequest, draft: RouteEntry, *, new: bool) -> HttpResponse:
         found = preview_of(draft, situation(REPLAYED))
         before, after = found.replay.before, found.replay.after
         fields = [(name, value) for name in request.POST for value in request.POST.getlist(name)]
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
-            "title": f"What {draft.id} would become",
+            "title": f"What {draft.id} would {'do' if new else 'become'}",
             "name": draft.id,
+            "new": new,
             "real": found.real,
             "requests": found.replay.requests,
             "moved": found.replay.moved_share,
             "moved_count": found.replay.moved,
             "shares": [
-                ("nobody: refused" if name == NOBODY else name, 100 * old, 100 * new)
-                for name, old, new in found.rows
+                ("nobody: refused" if name == NOBODY else name, 100 * old, 100 * share)
+                for name, old, share in found.rows
+                if share or not new
             ],
             "figures": [
                 ("Cost of a request", _dollars(before.cost_usd), _dollars(after.cost_usd)),
@@ -293,6 +327,17 @@ def _lines_of(route: Route) -> list[tuple[str, float, str]]:
     return list(RouteCandidate.objects.filter(route=route).values_list("target", "weight", "note"))
 
 
+def _hints(route: Route) -> list[str]:
+    """What is allowed, and may not be what was meant."""
+    idle = [line.target for line in route.candidates.all() if not line.weight]
+    if not idle:
+        return []
+    names = ", ".join(idle)
+    if route.policy == Policy.WEIGHTED:
+        return [f"Weight 0: {names} gets a request only when those with a weight cannot serve it."]
+    return [f"Weight 0: {names} is chosen all the same; only the policy weighted looks at weights."]
+
+
 def _lines_in(formset: Any) -> list[dict[str, Any]]:
     """The lines that stay, in the order of their positions."""
     kept = [
@@ -329,7 +374,7 @@ def _figures(scores: Mapping[str, float]) -> tuple[str, ...]:
     """TTFT, TPOT, cost, quality and load; what does not run has made no token and has no load."""
     return (
         _ms(scores.get("ttft_s")),
-        _ms(scores.get("tpot_s") or None),
+        _ms(scores.get("tpot_s")),
         _dollars(scores.get("cost_usd")),
         f"{scores.get('quality', 0.0):.2f}",
         f"{scores.get('load', 0.0):.0%}" if scores.get("ready") else "–",
@@ -337,7 +382,8 @@ def _figures(scores: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _ms(seconds: float | None) -> str:
-    if seconds is None:
+    """Of 0 nothing was measured yet."""
+    if not seconds:
         return "–"
     return f"{seconds * MS:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
 

@@ -88,3 +88,11 @@ def test_a_wrong_field_is_named(
 
 def test_an_infer_key_may_not_change_routes(reader: APIClient, ready: ModelVersion) -> None:
     assert reader.post(ROUTES, BODY, format="json").status_code == 403
+
+
+def test_a_route_that_is_on_needs_somebody_to_choose(manager: APIClient):
+    answer = manager.post(ROUTES, {"name": "empty"}, format="json")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "candidates"
+    answer = manager.post(ROUTES, {"name": "empty", "enabled": False}, format="json")
+    assert answer.status_code == 201

@@ -60,9 +60,15 @@ def test_a_new_route_is_shown_first_and_made_when_that_is_confirmed(admin: Clien
     shown = admin.post(LIST + "add/", {**FORM, "name": "fast"})
     page = shown.content.decode()
     assert shown.status_code == 200
-    assert "Nobody has asked for it lately" in page
+    assert "It is new. Of 1000 usual requests, these would serve" in page
     assert "acme/large@1" in page
-    assert "nobody: refused" in page  # no replica runs, but both can be loaded
+    assert "nobody: refused" not in page  # no replica runs, but both can be loaded
+    assert "As it is" not in page
+    tables = page[page.index('id="route-preview"') :]
+    assert "0 ms" not in tables, "nothing was measured yet"
+    shares = re.findall(r"(\d+\.\d)%", tables)
+    assert len(shares) == 4
+    assert len(set(shares)) == 2, "the same in both tables"
     assert not Route.objects.exists()
 
     made = admin.post(LIST + "add/", hidden(page))
@@ -145,3 +151,31 @@ def test_a_scorers_page_shows_its_weights_and_puts_it_to_use(admin: Client, db: 
     assert used.status_code == 302
     assert TrainedScorer.objects.get().in_use
     assert Event.objects.filter(kind="scorer.used").get().reason == "better"
+
+
+def test_all_that_is_wrong_is_told_at_once_and_at_the_top(admin: Client, versions: Any) -> None:
+    wrong = {**FORM, "name": "fast", "hedge_percent": "-1", "candidates-1-target": "acme/smal"}
+    page = admin.post(LIST + "add/", wrong).content.decode()
+    top = page[: page.index('name="name"')]
+    assert "Please correct these" in top
+    assert re.search(r"Most hedged requests \(%\)</a>: Ensure this value", top)
+    assert re.search(r"Candidate 2, <a [^>]*>model</a>: There is no model", top)
+    assert "acme/small" in top, "a near name is offered"
+
+
+@pytest.mark.parametrize(("count", "weight", "words"), [("0", "1", "needs one"), ("1", "0", "above 0")])
+def test_a_route_that_could_choose_nobody_is_refused_by_its_form(
+    admin: Client, versions: Any, count: str, weight: str, words: str
+) -> None:
+    form = {**FORM, "name": "fast", "candidates-TOTAL_FORMS": count, "candidates-0-weight": weight}
+    page = admin.post(LIST + "add/", form).content.decode()
+    assert re.search(rf"<li>Candidates: [^<]*{words}", page)
+    assert not Route.objects.exists()
+
+
+def test_a_weight_of_nothing_is_pointed_at(admin: Client, versions: Any) -> None:
+    route = create_route(
+        "fast", actor="tests", policy="priority", candidates=[{"target": "acme/large", "weight": 0}]
+    )
+    page = admin.get(f"{LIST}{route.pk}/change/").content.decode()
+    assert "Weight 0: acme/large is chosen all the same" in page

@@ -91,7 +91,7 @@ def test_a_wrong_candidate_is_named(versions, candidates, param):
 def test_names_of_models_and_routes_are_one_space(versions):
     with pytest.raises(Conflict, match="There is a model"):
         create_route("acme/large", actor="ada")
-    create_route("fast", actor="ada")
+    create_route("fast", actor="ada", candidates=lines("acme/large"))
     with pytest.raises(Conflict, match="There is a route"):
         registry.register_model("fast", actor="ada")
     with pytest.raises(InvalidRequest):
@@ -169,3 +169,23 @@ def test_a_version_that_came_while_the_table_was_read_is_left_to_the_next_one(ve
     assert list(table.versions) == ["acme/large@1"]
     assert list(table.deployments) == ["acme-large"]
     assert set(table.aliases.values()) == {"acme/large@1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "candidates", "words"),
+    [
+        ({}, [], "needs one at least"),
+        ({"policy": "weighted"}, [{"target": "acme/large", "weight": 0}], "weight above 0"),
+    ],
+)
+def test_a_route_that_could_choose_nobody_cannot_be_on(versions, fields, candidates, words):
+    with pytest.raises(InvalidRequest, match=words) as error:
+        create_route("fast", actor="ada", candidates=candidates, **fields)
+    assert error.value.param == "candidates"
+    route = create_route("fast", actor="ada", enabled=False, candidates=candidates, **fields)
+    with pytest.raises(InvalidRequest, match=words):
+        update_route(route, actor="ada", enabled=True)
+    route = Route.objects.get()
+    route = update_route(route, actor="ada", enabled=True, candidates=lines("acme/large"))
+    with pytest.raises(InvalidRequest, match=words):
+        update_route(route, actor="ada", candidates=candidates)
