@@ -6,13 +6,16 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
+from django.utils.text import Truncator
 
 from mmserve.command import DataCommand
 from mmserve.errors import InvalidRequest
 from registry import history
 from registry.lookup import find_model
+from registry.models import Event
 
 MAX_EVENTS = 10_000
+MAX_CHANGE_CHARS = 60
 
 
 class Command(DataCommand):
@@ -26,7 +29,7 @@ class Command(DataCommand):
         parser.add_argument("--at", help="ISO 8601, UTC where it names no zone; now if left out")
         parser.add_argument("--limit", type=int, default=20, help="events")
 
-    def run(self, *, name: str, at: str | None, limit: int, **_: Any) -> dict[str, Any]:
+    def run(self, *, name: str, at: str | None, limit: int, **options: Any) -> dict[str, Any]:
         moment = timezone.now()
         if at is not None:
             found = history.parse_moment(at)
@@ -39,13 +42,21 @@ class Command(DataCommand):
         if not events.exists():
             find_model(name)
         meaning = history.meaning_at(name, moment)
-        rows = events.filter(at__lte=moment).values("at", "kind", "subject", "actor", "reason", "data")[
-            :limit
-        ]
+        rows = events.filter(at__lte=moment)[:limit]
         return {
             "model": name,
             "at": moment,
             "default": meaning.default,
             "aliases": meaning.aliases,
-            "events": list(rows),
+            "events": [_as_data(row) if options["json"] else _as_line(row) for row in rows],
         }
+
+
+def _as_data(row: Event) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ("at", "kind", "subject", "actor", "reason", "data")}
+
+
+def _as_line(row: Event) -> dict[str, Any]:
+    """What fits on a terminal; the reason, which may be long, stands last."""
+    told = {name: getattr(row, name) for name in ("at", "kind", "subject", "actor")}
+    return {**told, "change": Truncator(row.change).chars(MAX_CHANGE_CHARS) or None, "reason": row.reason}

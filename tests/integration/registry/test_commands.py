@@ -430,6 +430,11 @@ def test_roll_back_and_what_was_meant_before(version_of: Versions) -> None:
     found = run("model_history", "acme/echo")
     assert (found["aliases"], found["default"]) == ({"production": "1"}, "production")
     assert found["events"][0]["reason"] == "bad"
+    assert found["events"][0]["data"]["to"] == "1"
+    out = io.StringIO()
+    call_command("model_history", "acme/echo", "--limit", "1", stdout=out)
+    assert out.getvalue().splitlines()[-2].split() == ["AT", "KIND", "SUBJECT", "ACTOR", "CHANGE", "REASON"]
+    assert out.getvalue().endswith("  2 → 1   bad\n")
     assert run("model_history", "acme/echo", at="2020-01-01T00:00")["aliases"] == {}
     assert refused("model_history", "acme/echo", "--at", "noon")[0] == 5
     assert refused("model_history", "acme/echo", "--limit", "0")[0] == 5
