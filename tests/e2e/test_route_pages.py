@@ -69,7 +69,7 @@ def test_a_route_is_tried_out_in_the_admin_before_it_is_saved(site: Site, page: 
         page.fill(f"[name=candidates-{place}-weight]", weight)
         page.fill(f"[name=candidates-{place}-position]", str(place))
     page.click("[name=_save]")
-    expect(page.locator("#moved")).to_contain_text("Nobody has asked for it lately")
+    expect(page.locator("#moved")).to_contain_text("It is new. Of 1000 usual requests, these would serve")
     expect(page.locator("[data-candidate=acme-asleep]")).to_contain_text("is not tagged region=eu")
     shot(page, "route-new")
     page.get_by_role("button", name="Save the route").click()
