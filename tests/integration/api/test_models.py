@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 from typing import Any
 
@@ -456,6 +457,22 @@ def test_the_cache_is_typed_with_its_unit_and_a_wrong_one_comes_back(
 
     assert client.post(path, {**body, "kv_cache_bytes": "1.5 GiB"}).status_code == 302
     assert Deployment.objects.get().kv_cache_bytes == 3 * 2**29
+    impossible = client.post(path, {**body, "kv_cache_bytes": "900 GiB"})
+    assert "needs 90" in str(impossible.context["adminform"].form.errors["kv_cache_bytes"])
+    assert re.search(
+        r'href="#id_kv_cache_bytes">[^<]*</a>: [^<]*it fits nowhere', impossible.content.decode()
+    )
+    assert Deployment.objects.get().kv_cache_bytes == 3 * 2**29
     wrong = client.post(path, {**body, "kv_cache_bytes": "a lot"})
     assert "with its unit" in str(wrong.context["adminform"].form.errors["kv_cache_bytes"])
     assert 'value="a lot"' in wrong.content.decode()
+
+
+def test_a_cache_that_no_device_could_hold_is_refused_over_rest(
+    manager: APIClient, deployment: Deployment, device: Device
+) -> None:
+    path = f"/v1/registry/deployments/{deployment.pk}"
+    answer = manager.patch(path, {"kv_cache_bytes": 900 * 2**30}, format="json")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "kv_cache_bytes"
+    assert "here/cpu:0: needs 90" in answer.json()["error"]["message"]
