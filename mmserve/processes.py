@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from inference.node.prctl import die_with_parent
 
 log = logging.getLogger(__name__)
@@ -112,9 +114,19 @@ def _wait(child: Child, asked_at: float, hurry: threading.Event) -> None:
             child.process.terminate()
         if now >= until:
             log.warning("%s did not stop within %.0f s: killed", child.name, now - asked_at)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
-            child.process.wait()
+            _kill(child.process)
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(min(LOOK_S, until - now))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it started, in whatever process group that is: rq's workers give each job one of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for one in descendants:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()

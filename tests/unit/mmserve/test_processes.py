@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from mmserve.processes import Child, ProcessGroup
 
 # Says that it runs, and when asked to end: that it was asked, and after the others are told, that it goes.
@@ -86,3 +88,23 @@ def until_said(journal: Path, word: str, times: int) -> None:
     while not journal.exists() or journal.read_text().count(word) < times:
         assert time.monotonic() < until, f"nobody {word}"
         time.sleep(0.01)
+
+
+# Does not hear, and has begun work in a process group of its own.
+STARTS = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+work = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+open(sys.argv[1], "a").write(f"runs {work.pid}\\n")
+work.wait()
+"""
+
+
+def test_whoever_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    group = ProcessGroup(tmp_path)
+    group.start(Child("worker", [sys.executable, "-c", STARTS, str(journal)], grace_s=0.0))
+    until_said(journal, "\n", 1)
+    work = psutil.Process(int(journal.read_text().split()[1]))
+    group.stop()
+    assert psutil.wait_procs([work], timeout=20)[1] == []
