@@ -227,7 +227,7 @@ class RoutePage(ActionAdmin):
             "opts": self.model._meta,
             "title": f"What {draft.id} would {'do' if new else 'become'}",
             "name": draft.id,
-            "new": new,
+            "is_new": new,
             "real": found.real,
             "requests": found.replay.requests,
             "moved": found.replay.moved_share,

@@ -101,6 +101,11 @@ def test_a_change_shows_the_traffic_that_it_moves(admin: Client, versions: Any) 
     shown = admin.post(f"{LIST}{route.pk}/change/", body)
     text = shown.content.decode()
     assert "1000 would be served by another version" in text, text
+    shares = text[text.index('id="shares"') : text.index('id="figures"')]
+    assert re.findall(r">([a-z/@\d]+|[\d.]+%)</td>", shares) == [
+        *("acme/small@1", "0.0%", "100.0%"),
+        *("acme/large@1", "100.0%", "0.0%"),
+    ]
     assert Route.objects.get().revision == 1
 
     assert admin.post(f"{LIST}{route.pk}/change/", hidden(text)).status_code == 302
@@ -157,7 +162,7 @@ def test_all_that_is_wrong_is_told_at_once_and_at_the_top(admin: Client, version
     wrong = {**FORM, "name": "fast", "hedge_percent": "-1", "candidates-1-target": "acme/smal"}
     page = admin.post(LIST + "add/", wrong).content.decode()
     top = page[: page.index('name="name"')]
-    assert "Please correct these" in top
+    assert "Please correct:" in top
     assert re.search(r"Most hedged requests \(%\)</a>: Ensure this value", top)
     assert re.search(r"Candidate 2, <a [^>]*>model</a>: There is no model", top)
     assert "acme/small" in top, "a near name is offered"
