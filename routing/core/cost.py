@@ -1,4 +1,4 @@
-"""What a request costs, and which budgets pay for it. Whole nano-dollars everywhere: a ledger holds no float.
+"""What a request costs, and which budgets pay for it. Whole nano-dollars everywhere: a ledger holds no fraction.
 
 A version is priced by tokens or, where no token has a price, by device-hour: then a request pays for its share of
 the engine's measured time. While an engine has work, each second of it is shared evenly by the sequences that it
