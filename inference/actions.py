@@ -85,13 +85,13 @@ def configure(deployment: Deployment, changes: dict[str, Any], *, actor: str, re
             raise InvalidRequest(
                 f"'{field}' cannot be changed; what can: {', '.join(sorted(EDITABLE))}", param=field
             )
-    sketch = Deployment.objects.select_related("version__model", "draft__model").get(pk=deployment.pk)
+    rows = Deployment.objects.select_related("version__model", "draft__model")
+    stored, sketch = rows.get(pk=deployment.pk), rows.get(pk=deployment.pk)
     before = _set(sketch, changes)
     check_options(sketch)
-    check_size(sketch, [field for field, value in changes.items() if value != before[field]])
-    unchecked = check_with_engine(
-        sketch, [field for field, value in changes.items() if value != before[field]]
-    )
+    changed = [field for field, value in changes.items() if value != before[field]]
+    check_size(stored, sketch, changed)
+    unchecked = check_with_engine(sketch, changed)
     with transaction.atomic():
         row = Deployment.objects.select_for_update().get(pk=deployment.pk)
         before = _set(row, changes)

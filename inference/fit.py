@@ -36,11 +36,16 @@ def why_nowhere(need: Need, rooms: Sequence[DeviceRoom]) -> str:
     return "; ".join(place(need, at_best).reasons) if at_best else ""
 
 
-def check_size(draft: Deployment, changed: Collection[str]) -> None:
-    """Refuse changed options with which no known device could have it, even if it was empty."""
+def check_size(stored: Deployment, draft: Deployment, changed: Collection[str]) -> None:
+    """Refuse changed options with which no known device could have it, even if it was empty.
+
+    What fits nowhere as it is stored may come nearer in steps.
+    """
     fields = [name for name in SIZES if name in changed]
     rooms = [replace(room, reserved_bytes=0) for room in device_rooms()] if fields else []
-    if rooms and draft.version.facts and (why := why_nowhere(need_of(draft, rooms), rooms)):
+    if not rooms or not draft.version.facts or why_nowhere(need_of(stored, rooms), rooms):
+        return
+    if why := why_nowhere(need_of(draft, rooms), rooms):
         raise InvalidRequest(f"{fields[0]}: {NOWHERE}: {why}", param=fields[0])
 
 

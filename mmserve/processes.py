@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 STEADY_AFTER_S = 60.0
-HURRIED_S = 1.0
+HURRIED_S = 4.0
+# Two signals at once may be heard as one.
+APART_S = 0.5
 LOOK_S = 0.1
 
 
@@ -109,7 +111,7 @@ def _wait(child: Child, asked_at: float, hurry: threading.Event) -> None:
     until, hurried = asked_at + child.grace_s, False
     while _lives(child):
         now = time.monotonic()
-        if hurry.is_set() and not hurried:
+        if hurry.is_set() and not hurried and now - asked_at >= APART_S:
             hurried, until = True, min(until, now + HURRIED_S)
             child.process.terminate()
         if now >= until:

@@ -42,8 +42,10 @@ class DecisionLog:
 
     def has_place(self, outcome: str, fallbacks: int = 0) -> bool:
         """Whether the next one of this kind would be kept."""
+        if self._each_s == math.inf:
+            return False
         until = self._taken_until[outcome == COMPLETED and not fallbacks]
-        return max(0.0, until - time.monotonic()) + self._each_s <= BURST_S + ROUNDING_S
+        return max(0.0, until - time.monotonic()) + self._each_s <= max(BURST_S, self._each_s) + ROUNDING_S
 
 
 def decision_record(

@@ -35,6 +35,7 @@ from mmserve.errors import (
     DeadlineExceeded,
     InvalidRequest,
     MmserveError,
+    ModelNotLoaded,
     ServerStopping,
 )
 from routing.core.assigner import decide_in_experiments
@@ -149,7 +150,7 @@ class Generation:
     def is_blamed(self, outcome: str, status: int) -> bool:
         """Whether an answer that ended so is a failure of the deployment that had the request last."""
         error = self.last_error
-        if outcome == ServerStopping.code:
+        if outcome in (ServerStopping.code, ModelNotLoaded.code):
             return False
         if outcome == AllAttemptsFailed.code and error is not None:
             outcome, status = error.error_code or "error", error.status

@@ -12,7 +12,7 @@ from inference.gateway.fallback import Mover, NoFirstToken, cause_of, exhausted
 from inference.gateway.generation import Generation, Generator
 from inference.gateway.hub import Hub
 from inference.gateway.tasks import cancel_all
-from mmserve.errors import MmserveError
+from mmserve.errors import MmserveError, ModelNotLoaded
 from routing.core.chain import Link
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Moving:
     async def _move(self, generation: Generation, error: MmserveError, link: Link | None) -> None:
         flight, generator = generation.flight, self._generator
         generation.gave_up(error)
-        if error.status >= 500:
+        if error.status >= 500 and not isinstance(error, ModelNotLoaded):
             generator.experience.failed(flight.deployment.id, time.monotonic())
         else:
             generator.experience.left(flight.deployment.id, time.monotonic())

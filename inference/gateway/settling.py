@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from inference.gateway.config import GatewayConfig
 from inference.gateway.redis_batch import Script
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 MOST_AT_ONCE = 256
 MOST_WAITING = 20_000
 AGAIN_S = 0.25
-# Said by a server that cannot take a command now, and may take it later.
-PASSING = (OutOfMemoryError, ReadOnlyError)
+# Said by a server that cannot take a script now, and may later: full, with a full disk, or busy. What a script
+# meets inside comes as a text.
+PASSING = ("OOM", "maxmemory", "READONLY", "read only", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS")
 
 NOBODY = msgspec.Raw(NOBODY_PAYS.told(0.0))
 
@@ -66,7 +67,7 @@ class Settler:
         # What is on its way, and how many that are: sent again as it is.
         self._sending: tuple[tuple[Any, ...], int] | None = None
         self._wake = asyncio.Event()
-        self.lost = 0
+        self.lost = self.refused = 0
 
     def post(self, settlement: Settlement) -> None:
         """Have it settled soon. Of too many that wait, the oldest are lost."""
@@ -97,7 +98,7 @@ class Settler:
                 self._give_up("the gateway stops")
 
     async def _send(self) -> bool:
-        """Send the next ones, or the last ones again; False when they have to be sent once more."""
+        """Send the next ones, or the last ones again; False when they did not arrive."""
         if self._sending is None:
             together = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
             self._number += 1
@@ -110,9 +111,8 @@ class Settler:
                 except NoScriptError:  # a Redis that was restarted knows no scripts
                     await self._redis.execute_command("EVAL", self._script.source, *arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            if not isinstance(error, ResponseError) or isinstance(error, PASSING):
-                return False
-            self._give_up(str(error))
+            self._refused(error)
+            return False
         self._sending = None
         return True
 
@@ -121,6 +121,14 @@ class Settler:
         keys = (USAGE_STREAM, self._settled_key, USAGE_LOST_KEY, DECISIONS_KEY, LEDGERS_KEY, HELD_KEY)
         bounds = (config.usage_maxlen, config.decisions_kept_s, config.decisions_kept)
         return (len(keys), *keys, self._number, _encode(together), *bounds, time.time())
+
+    def _refused(self, error: Exception) -> None:
+        if isinstance(error, ResponseError) and not any(word in str(error) for word in PASSING):
+            self._give_up(str(error))
+            return
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # at 1, 2, 4, 8, …
+            log.warning("settlements wait for Redis: %s", error)
 
     def _give_up(self, why: str) -> None:
         if self._sending is not None:

@@ -35,7 +35,7 @@ local function ledger_of(place)
 end
 
 for _, one in ipairs(settlements) do
-  local rate_key, lease_key, member, per_tokens, reserved, used, record, cost, terms, held, id, decision = unpack(one)
+  local rate_key, lease_key, member, per_tokens, reserved, used, _, cost, terms, held = unpack(one)
   if per_tokens > 0 then
     local tokens = redis.call('HGET', rate_key, 'tokens')
     if tokens then
@@ -61,7 +61,20 @@ for _, one in ipairs(settlements) do
       ledger.spent = ledger.spent + cost
     end
   end
+end
 
+local changed = {}
+for _, place in ipairs(places) do
+  local ledger = ledgers[place]
+  if ledger then
+    changed[#changed + 1] = place
+    changed[#changed + 1] = struct.pack('>dds', ledger.spent, ledger.held, ledger.period)
+  end
+end
+if #changed > 0 then redis.call('HSET', KEYS[5], unpack(changed)) end
+
+for _, one in ipairs(settlements) do
+  local record, id, decision = one[7], one[11], one[12]
   if record ~= '' then
     if room > 0 then
       redis.call('XADD', KEYS[1], '*', 'record', record)
@@ -76,15 +89,6 @@ for _, one in ipairs(settlements) do
   end
 end
 
-local changed = {}
-for _, place in ipairs(places) do
-  local ledger = ledgers[place]
-  if ledger then
-    changed[#changed + 1] = place
-    changed[#changed + 1] = struct.pack('>dds', ledger.spent, ledger.held, ledger.period)
-  end
-end
-if #changed > 0 then redis.call('HSET', KEYS[5], unpack(changed)) end
 if lost > 0 then redis.call('INCRBY', KEYS[3], lost) end
 if #kept > 0 then
   redis.call('ZADD', KEYS[4], unpack(kept))

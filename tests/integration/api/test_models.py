@@ -476,3 +476,6 @@ def test_a_cache_that_no_device_could_hold_is_refused_over_rest(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "kv_cache_bytes"
     assert "here/cpu:0: needs 90" in answer.json()["error"]["message"]
+    # What fits nowhere already may be made smaller in steps.
+    Deployment.objects.update(kv_cache_bytes=900 * 2**30)
+    assert manager.patch(path, {"kv_cache_bytes": 800 * 2**30}, format="json").status_code == 200

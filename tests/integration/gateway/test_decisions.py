@@ -98,6 +98,13 @@ async def test_of_many_a_second_a_sample_is_kept_and_all_are_counted(open_gatewa
         assert 1 <= len(ids(gateway)) < 30
 
 
+async def test_a_rate_of_less_than_one_in_some_seconds_keeps_one(open_gateway):
+    async with open_gateway(decisions_per_s=0.1) as gateway, engine(gateway):
+        kept = (await gateway.client.post("/v1/completions", BODY)).headers["x-mmserve-decision"]
+        await gateway.client.post("/v1/completions", BODY)
+        await until(lambda: ids(gateway) == [kept])
+
+
 async def test_a_gateway_can_be_told_to_keep_none(open_gateway):
     async with open_gateway(decisions_per_s=0.0) as gateway, engine(gateway):
         answer = await gateway.client.post("/v1/completions", BODY)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import redis
 
+from routing.core.breaker import LEAST, State
 from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
 from tests.integration.gateway.waiting import until
@@ -181,13 +182,17 @@ async def test_a_status_event_has_stage_bytes_and_seconds(open_gateway):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_whoever_waits_for_a_model_hears_at_once_that_it_will_not_come(open_gateway, stream):
     async with open_gateway() as gateway:
-        held = asyncio.create_task(gateway.client.post("/v1/completions", {**BODY, "stream": stream}))
-        await until(lambda: queued(gateway))
+        ask = gateway.client.post
+        held = [asyncio.create_task(ask("/v1/completions", {**BODY, "stream": stream})) for _ in range(LEAST)]
+        await until(lambda: len(queued(gateway)) == LEAST)
         await change(gateway, entry={"failure": "it fits nowhere: a/gpu:0: needs 900.8 GiB, 18.8 GiB free"})
-        answer = await held
+        answers = await asyncio.gather(*held)
         await until(lambda: not queued(gateway))
         late = await gateway.client.post("/v1/completions", BODY)
-    for one in (answer, late):
+        # Nobody served them badly: whoever asks once it can be loaded is held again.
+        states = gateway.runtime.generator.experience.states()
+    assert {*states.values()} <= {State.CLOSED}
+    for one in (*answers, late):
         assert one.status == 503
         assert one.json()["error"]["code"] == "model_not_loaded"
         assert "needs 900.8 GiB, 18.8 GiB free" in one.json()["error"]["message"]

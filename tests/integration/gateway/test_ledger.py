@@ -308,6 +308,24 @@ async def test_a_database_that_is_away_stops_only_what_has_to_ask_it(redis_url):
         await gateway.admit(1)
 
 
+async def test_a_redis_that_is_full_is_told_again_once_it_has_room(redis_url, caplog):
+    entry = budget(10_000)
+    async with door(redis_url) as gateway:
+        reservations = [await gateway.admit(100, entry) for _ in range(3)]
+        await gateway.redis.config_set("maxmemory", "1")
+        try:
+            for reservation in reservations:
+                gateway.settle(reservation, 60)
+            await until(lambda: gateway.settler.refused > 0)
+        finally:
+            await gateway.redis.config_set("maxmemory", "0")
+        await gateway.settled(3)
+        found = await gateway.ledger(entry)
+    assert (found["spent_nano"], found["held_nano"]) == (180, 0)
+    assert gateway.settler.lost == 0
+    assert "maxmemory" in caplog.text
+
+
 async def test_a_settlement_that_was_not_heard_is_sent_again_and_counts_once(redis_url):
     entry = budget(10_000)
     async with door(redis_url) as gateway:
