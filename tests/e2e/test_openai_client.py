@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -235,13 +236,28 @@ def test_a_revoked_key_is_refused_within_a_second(platform: Platform) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_harms_nobody(platform: Platform) -> None:
-    deployment = platform.http.get("/v1/registry/deployments", params={"version__model__name": BASE}).json()[
-        "results"
-    ][0]
-    path = f"/v1/registry/deployments/{deployment['id']}"
-    assert platform.http.patch(path, json={"kv_cache_bytes": 2**40}).status_code == 200
-    refused = platform.http.post(f"/v1/models/{BASE}/load", json={"replicas": 2})
-    assert platform.http.patch(path, json={"kv_cache_bytes": deployment["kv_cache_bytes"]}).status_code == 200
+    def deployment(model: str) -> tuple[str, dict[str, Any]]:
+        query = {"version__model__name": model}
+        [found] = platform.http.get("/v1/registry/deployments", params=query).json()["results"]
+        return f"/v1/registry/deployments/{found['id']}", found
+
+    def change(path: str, **options: Any) -> None:
+        answer = platform.http.patch(path, json=options)
+        assert answer.status_code == 200, answer.text
+
+    path, before = deployment(BASE)
+    other, _ = deployment(CHAT)
+    impossible = platform.http.patch(path, json={"kv_cache_bytes": 2**40})
+    assert (impossible.status_code, impossible.json()["error"]["param"]) == (400, "kv_cache_bytes")
+    found = re.search(r"needs ([\d.]+) GiB, ([\d.]+) GiB free", impossible.json()["error"]["message"])
+    assert found is not None
+    needs, free = map(float, found.groups())
+    # One of it alone would have a place, but not beside one that never sleeps.
+    change(path, kv_cache_bytes=int((free - (needs - 2**10) - 0.5) * 2**30))
+    change(other, pinned=True)
+    refused = platform.http.post(f"/v1/models/{BASE}/load", json={"replicas": 3})
+    change(other, pinned=False)
+    change(path, kv_cache_bytes=before["kv_cache_bytes"])
     assert refused.status_code == 409
     assert refused.json()["error"]["code"] == "insufficient_memory"
     assert "GiB free" in refused.json()["error"]["message"]
