@@ -57,8 +57,9 @@ def measured(load: DeploymentLoad) -> Latency:
     """Where nothing was learned: the replicas' own averages, and the queue at the pace that it drains."""
     return Latency(
         base_s=load.ttft_s,
-        per_waiting_s=1.0 / load.jobs_per_s if load.jobs_per_s > 0 else 0.0,
-        tpot_s=load.running / load.tokens_per_s if load.tokens_per_s > 0 else 0.0,
+        # A rate that has faded for hours is no longer zero, and one over it has no number.
+        per_waiting_s=1.0 / max(load.jobs_per_s, 1.0 / MOST_S) if load.jobs_per_s > 0 else 0.0,
+        tpot_s=load.running / max(load.tokens_per_s, 1.0 / MOST_S) if load.tokens_per_s > 0 else 0.0,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from routing.core.latency import LEAST, LatencyLearner
+from routing.core.live import DeploymentLoad, measured
 
 
 def teach(learner: LatencyLearner, rng: random.Random, count: int, *, pace: float = 1.0) -> None:
@@ -66,3 +68,10 @@ def test_the_same_answer_a_hundred_thousand_times_does_not_break_it() -> None:
     assert found is not None
     assert found.base_s + found.per_token_s * 100 == pytest.approx(0.1, rel=0.01)
     assert found.tpot_s + found.tpot_per_running_s == pytest.approx(0.02, rel=0.01)
+
+
+def test_a_rate_that_has_faded_for_hours_makes_no_prediction_without_a_number() -> None:
+    for waiting in (0, 3):
+        found = measured(DeploymentLoad(ready=1, waiting=waiting, jobs_per_s=5e-324, tokens_per_s=5e-324))
+        assert math.isfinite(found.per_waiting_s * waiting)
+        assert math.isfinite(found.tpot_s)
