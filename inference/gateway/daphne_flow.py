@@ -40,8 +40,6 @@ FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.25
 # client might never see the answer.
 LINGER_S = 5.0
 MAX_UNREAD_FRAMES = 256
-# That come before the collector looks at them.
-YOUNG_OBJECTS = 10_000
 BACKLOG = 2048  # connections that are not yet accepted; the kernel may allow fewer (net.core.somaxconn)
 JSON_PATHS = (b"/v1", b"/ws", b"/healthz", b"/readyz")
 
@@ -256,13 +254,9 @@ def data_received_by(door: Door) -> Callable[[HTTPChannel, bytes], None]:
 
 
 def set_aside_what_stays() -> None:
-    """Spare the garbage collector what was imported: all answers would wait while it looks through Django's heap.
-
-    A burst of requests is no garbage: with the usual threshold it was looked through once for every dozen of them.
-    """
+    """Spare the garbage collector what was imported: all answers would wait while it looks through Django's heap."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def listen(reactor: Any, description: str) -> Any:
