@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from inference.calibration import calibrated_for
 from inference.capacity.abilities import LIMITED
-from inference.capacity.estimate import KvCost, MemoryEstimate, kv_cost
+from inference.capacity.estimate import KvCost, MemoryEstimate, kept_dtype_bytes, kv_cost
 from inference.capacity.placement import DeviceRoom, Need
 from inference.models import ALIVE, Deployment, Device, Replica
 from registry import store
@@ -30,7 +30,7 @@ def kv_cost_of(deployment: Deployment) -> KvCost | None:
     """What a stream costs of its cache, its draft's keys and values with it; None where the facts do not tell."""
     return kv_cost(
         deployment.version.facts,
-        4.0 if deployment.dtype == "float32" else 2.0,
+        kept_dtype_bytes(deployment.dtype),
         deployment.tensor_parallel,
         draft=deployment.draft.facts if deployment.draft else None,
     )

@@ -32,7 +32,7 @@ class DemoFollower:
         self.on_ready = on_ready
         self.said: dict[str, str] = {}
         self.asked: set[str] = set()
-        self.announced: set[bool] = set()
+        self.announced: bool | None = None  # whether the last one that was told of chats
 
     def run(self) -> None:
         """Until every demo model serves or has said why not."""
@@ -80,8 +80,8 @@ class DemoFollower:
         if replica is not None and replica.state == ReplicaState.READY:
             self._say(name, f"ready, loaded in {replica.load_seconds:.1f} s")
             chats = bool(version.facts.get("chat_template"))
-            if not self.announced or chats > max(self.announced):
-                self.announced.add(chats)
+            if self.announced is None or (chats and not self.announced):
+                self.announced = chats
                 self.on_ready(name, chats)
             return True
         if replica is not None and replica.state == ReplicaState.FAILED and replica.superseded is False:

@@ -171,7 +171,7 @@ def estimate(
     ``speculative_tokens``: how many are guessed at once, by whatever method.
     """
     on_cpu = device_kind == "cpu"
-    cost = kv_cost(facts, _dtype_bytes(dtype), tensor_parallel, draft=draft)
+    cost = kv_cost(facts, kept_dtype_bytes(dtype), tensor_parallel, draft=draft)
     states = min(kv_cache_bytes, (cost.states_bytes if cost else 0) * max_streams)
     models = [facts] if draft is None else [facts, draft]
     tokens = max_batched_tokens or BATCHED_TOKENS
@@ -205,7 +205,7 @@ def _loaded_bytes(
     if not on_cpu:
         return weights
     embedded = (facts.get("vocabulary") or 0) * (facts.get("hidden_size") or 0)
-    return weights + int(CPU_COPIES_OF_THE_VOCABULARY * _dtype_bytes(dtype) * embedded)
+    return weights + int(CPU_COPIES_OF_THE_VOCABULARY * kept_dtype_bytes(dtype) * embedded)
 
 
 def activation_bytes(
@@ -220,7 +220,7 @@ def activation_bytes(
     head_size = facts.get("head_size") or 0
     heads = (facts.get("heads") or 0) + 2 * (facts.get("kv_heads") or 0)
     shared = heads * head_size + 3 * (facts.get("intermediate_size") or 4 * hidden)
-    a_token = int(_dtype_bytes(dtype) * (4 * hidden + -(-shared // tensor_parallel)))
+    a_token = int(kept_dtype_bytes(dtype) * (4 * hidden + -(-shared // tensor_parallel)))
     return tokens * a_token + streams * LOGITS_BYTES * (facts.get("vocabulary") or 0)
 
 
@@ -266,7 +266,7 @@ def weight_bytes(facts: Mapping[str, Any], dtype: str = "auto", quantization: st
     return int(plain)
 
 
-def _dtype_bytes(dtype: str) -> float:
+def kept_dtype_bytes(dtype: str) -> float:
     """Of activations, cache and whatever is not quantized."""
     return 4.0 if dtype == "float32" else 2.0
 

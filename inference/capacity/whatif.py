@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inference.capacity.estimate import MemoryEstimate, estimate, kv_cost
+from inference.capacity.estimate import MemoryEstimate, estimate, kept_dtype_bytes, kv_cost
 from inference.capacity.placement import DeviceRoom, Need, place, refusal
 
 # Corrects a calculation for a kind of device by what earlier loads took there.
@@ -65,7 +65,7 @@ def what_if(
     ``draft``: the facts of the model that guesses so many ``speculative_tokens`` for it.
     """
     context = context_length or facts.get("context_length")
-    cost = kv_cost(facts, 4.0 if dtype == "float32" else 2.0, tensor_parallel, draft=draft)
+    cost = kv_cost(facts, kept_dtype_bytes(dtype), tensor_parallel, draft=draft)
     a_stream = cost.stream_bytes(context) if cost is not None and context else None
     if kv_cache_bytes is None:
         kv_cache_bytes = (a_stream or 0) * (streams or 1)
