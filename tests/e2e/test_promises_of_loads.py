@@ -50,8 +50,10 @@ def test_a_text_whose_engine_is_killed_goes_on_in_the_other_replica(
 ) -> None:
     reader = Reader(breakable, GREEDY)
     wait_until(lambda: reader.chunks >= 10, 60, "ten chunks have come")
-    [(_, busy)] = [one for one in both if _beat(servers, one[0]).running]
-    [(other, _)] = [one for one in both if one[1] != busy]
+    [busy] = wait_until(
+        lambda: [engine for replica, engine in both if _beat(servers, replica).running], 5, "one says that it works"
+    )
+    [other] = [replica for replica, engine in both if engine != busy]
     before = _beat(servers, other).steps
     busy.kill()
     reader.finished()
