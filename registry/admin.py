@@ -231,6 +231,10 @@ class VersionPage(OnTimeline, ActionAdmin):
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).select_related("model").prefetch_related("aliases")
 
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        """``name@version``, as pages show it, is looked for as its two parts."""
+        return super().get_search_results(request, queryset, search_term.replace("@", " "))
+
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         """The rows know that they stand in a list."""
         changelist = super().get_changelist_instance(request)

@@ -25,28 +25,8 @@ TOP = 8
 COLOURED = 5
 COLOURS = ("var(--color-primary-600)", "#0ea5e9", "#10b981", "#f59e0b", "#ef4444", "#94a3b8")
 INK = "#7c8798"  # to be read on white and on black: a canvas does not know the theme
-CHART = {
-    "animation": False,
-    "responsive": True,
-    "maintainAspectRatio": False,
-    "maxBarThickness": 28,
-    "plugins": {
-        "legend": {
-            "position": "top",
-            "align": "end",
-            "labels": {"boxWidth": 10, "boxHeight": 10, "color": INK},
-        }
-    },
-    "scales": {
-        "x": {"stacked": True, "grid": {"display": False}, "ticks": {"color": INK}},
-        "y": {
-            "stacked": True,
-            "beginAtZero": True,
-            "title": {"display": True, "text": "USD", "color": INK},
-            "ticks": {"color": INK},
-        },
-    },
-}
+USD = "USD"
+TOKENS = "tokens"
 # What the tables show: the title, what is summed by, and the heading of the first column.
 TABLES = (
     ("Models", "model", "Model"),
@@ -64,14 +44,16 @@ class UsagePage(ReadOnly, ModelAdmin):
         """One page of sums in place of rows."""
         if not self.has_view_permission(request):
             return super().changelist_view(request, extra_context)
+        unit, data = chart()
         context = {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
             "title": "Usage",
             "days": DAYS,
             "figures": figures(),
-            "chart": json.dumps(chart()),
-            "chart_options": json.dumps(CHART),
+            "chart_title": "Spend by day, UTC" if unit == USD else "Tokens by day, UTC: nothing had a price",
+            "chart": json.dumps(data),
+            "chart_options": json.dumps(chart_options(unit)),
             "tables": [(title, heading, table(by)) for title, by, heading in TABLES],
             "alarm": alarm(),
         }
@@ -92,36 +74,71 @@ def figures() -> list[tuple[str, str]]:
         ("Spent this month", dollars(month["cost_usd"])),
         ("Requests today", f"{day['requests']:,}"),
         ("Errors today", f"{day['errors']:,}"),
-        ("Tokens today", f"{day['prompt_tokens'] + day['completion_tokens']:,}"),
+        ("Tokens today", f"{tokens(day):,}"),
     ]
 
 
-def chart() -> dict[str, Any]:
-    """Chart.js data: a bar a day, a colour a model; those that cost least are one colour."""
+def chart_options(unit: str) -> dict[str, Any]:
+    """Chart.js options: stacked bars, the unit beside the axis."""
+    return {
+        "animation": False,
+        "responsive": True,
+        "maintainAspectRatio": False,
+        "maxBarThickness": 28,
+        "plugins": {
+            "legend": {
+                "position": "top",
+                "align": "end",
+                "labels": {"boxWidth": 10, "boxHeight": 10, "color": INK},
+            }
+        },
+        "scales": {
+            "x": {"stacked": True, "grid": {"display": False}, "ticks": {"color": INK}},
+            "y": {
+                "stacked": True,
+                "beginAtZero": True,
+                "title": {"display": True, "text": unit, "color": INK},
+                "ticks": {"color": INK},
+            },
+        },
+    }
+
+
+def chart() -> tuple[str, dict[str, Any]]:
+    """USD, or tokens where nothing had a price, and Chart.js data.
+
+    A bar a day, a colour a model; those with least are one colour.
+    """
     first = (timezone.now() - datetime.timedelta(days=DAYS - 1)).replace(
         hour=0, minute=0, second=0, microsecond=0
     )
     days = [(first + datetime.timedelta(days=number)).date().isoformat() for number in range(DAYS)]
     rows, _ = reports.report(reports.Asked(by=("day", "model"), since=first), limit=DAYS * 1000)
-    spent: dict[str, dict[str, float]] = {}
+    unit = USD if any(float(row["cost_usd"]) for row in rows) else TOKENS
+    used: dict[str, dict[str, float]] = {}
     for row in rows:
-        by_day = spent.setdefault(row["model"] or "refused before a choice", {})
-        by_day[row["day"].date().isoformat()] = float(row["cost_usd"])
-    order = sorted(spent, key=lambda model: (-sum(spent[model].values()), model))
-    series = [(model, spent[model]) for model in order[:COLOURED]]
+        by_day = used.setdefault(row["model"] or "refused before a choice", {})
+        by_day[row["day"].date().isoformat()] = float(row["cost_usd"]) if unit == USD else tokens(row)
+    order = sorted(used, key=lambda model: (-sum(used[model].values()), model))
+    series = [(model, used[model]) for model in order[:COLOURED]]
     if len(order) > COLOURED:
         others: dict[str, float] = {}
         for model in order[COLOURED:]:
-            for day, usd in spent[model].items():
-                others[day] = others.get(day, 0.0) + usd
+            for day, amount in used[model].items():
+                others[day] = others.get(day, 0.0) + amount
         series.append((f"{len(order) - COLOURED} others", others))
-    return {
+    return unit, {
         "labels": [day[5:] for day in days],
         "datasets": [
             {"label": model, "data": [by_day.get(day, 0) for day in days], "backgroundColor": colour}
             for (model, by_day), colour in zip(series, COLOURS, strict=False)
         ],
     }
+
+
+def tokens(row: dict[str, Any]) -> int:
+    """Of prompts and answers."""
+    return int(row["prompt_tokens"] + row["completion_tokens"])
 
 
 def table(by: str) -> list[dict[str, Any]]:
@@ -133,7 +150,7 @@ def table(by: str) -> list[dict[str, Any]]:
             "name": (row.get("key_name") or row[by]) or "–",
             "requests": f"{row['requests']:,}",
             "errors": f"{row['errors']:,}",
-            "tokens": f"{row['prompt_tokens'] + row['completion_tokens']:,}",
+            "tokens": f"{tokens(row):,}",
             "cost": dollars(row["cost_usd"]),
             "percent": round(100 * float(row["cost_usd"]) / most, 1),
         }

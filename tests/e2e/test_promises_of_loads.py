@@ -51,7 +51,9 @@ def test_a_text_whose_engine_is_killed_goes_on_in_the_other_replica(
     reader = Reader(breakable, GREEDY)
     wait_until(lambda: reader.chunks >= 10, 60, "ten chunks have come")
     [busy] = wait_until(
-        lambda: [engine for replica, engine in both if _beat(servers, replica).running], 5, "one says that it works"
+        lambda: [engine for replica, engine in both if _beat(servers, replica).running],
+        5,
+        "one says that it works",
     )
     [other] = [replica for replica, engine in both if engine != busy]
     before = _beat(servers, other).steps

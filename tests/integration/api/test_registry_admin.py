@@ -42,6 +42,18 @@ def test_every_page_of_a_version_in_every_state(page: Client, ready: ModelVersio
         text_of(page.get(f"/admin/registry/modelversion/{path}", follow=True))
 
 
+@pytest.mark.parametrize("where", ["deployment", "arm"])
+def test_a_version_is_found_by_the_id_that_pages_show(page: Client, ready: ModelVersion, where: str) -> None:
+    asked = {
+        "app_label": {"deployment": "inference", "arm": "routing"}[where],
+        "model_name": where,
+        "field_name": "version",
+    }
+    for term, found in ((ready.served_id, [str(ready.pk)]), ("acme/other@1", [])):
+        answer = page.get("/admin/autocomplete/", {**asked, "term": term})
+        assert [one["id"] for one in answer.json()["results"]] == found
+
+
 def test_a_model_is_described_and_its_risks_are_red(page: Client, ready: ModelVersion) -> None:
     path = f"/admin/registry/model/{ready.model_id}/change/"
     body = {

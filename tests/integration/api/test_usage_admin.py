@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
 from collections.abc import Callable
@@ -45,6 +46,16 @@ def test_the_usage_page_shows_days_models_keys_teams_and_routes(
     for shown in ("$2.50", "acme/echo", "search", "smart", "6 others"):
         assert shown in page, shown
     assert re.search(r"\n\s+app\n", page)  # a key by its name
+
+
+def test_where_nothing_has_a_price_the_chart_is_of_tokens(
+    admin: Client, client: Any, put: Put, infer_key: tuple[AccessKey, str]
+) -> None:
+    put(record(key=str(infer_key[0].pk), cost_nano=0, prompt_tokens=1200, completion_tokens=34))
+    rollup.roll_up_all(client)
+    page = html.unescape(admin.get("/admin/routing/usagehour/").content.decode())
+    assert "Tokens by day, UTC" in page
+    assert re.search(r'"data": \[[^]]*\b1234\b', page)
 
 
 def test_a_usage_page_of_nothing_says_so(admin: Client, redis_url: str) -> None:
