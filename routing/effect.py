@@ -51,8 +51,8 @@ def effect_of(route: RouteEntry, now: Situation, *, requests: int = IMAGINED) ->
 
 
 def preview_of(draft: RouteEntry, now: Situation) -> Preview:
-    """What the route's last decisions would have become; without any, what usual requests would."""
-    past = [facts for facts in now.decisions if facts.model == draft.id]
+    """What the route's last decisions, in ``now``, would have become; without any, what usual requests would."""
+    past = now.decisions
     found = replay(past or imagined(draft.id), now.table, now.live, draft)
     names = dict.fromkeys([*found.after.shares, *found.before.shares])
     return Preview(

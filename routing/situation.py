@@ -16,7 +16,7 @@ from routing.core.table import RoutingTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """As it is now; ``decisions`` are the newest first, at most as many as asked for."""
+    """As it is now; ``decisions`` are the newest first, of the model id that was asked for, at most as many."""
 
     table: RoutingTable
     live: LiveColumns
@@ -35,7 +35,7 @@ class Judged:
 class Source(Protocol):
     """Where to ask."""
 
-    def now(self, decisions: int) -> Situation: ...
+    def now(self, decisions: int, model: str) -> Situation: ...
 
     def judged(self, ids: Sequence[str]) -> list[Judged]: ...
 
@@ -49,9 +49,9 @@ def provide(source: Source) -> None:
     _source = source
 
 
-def situation(decisions: int = 0) -> Situation:
-    """How it is now, with the last decisions."""
-    return _asked().now(decisions)
+def situation(decisions: int = 0, model: str = "") -> Situation:
+    """How it is now, with so many of the last decisions of requests for a model id."""
+    return _asked().now(decisions, model)
 
 
 def judged(ids: Sequence[str]) -> list[Judged]:

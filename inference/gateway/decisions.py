@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -60,7 +61,9 @@ def decision_record(
     replica: str = "",
     preference: Preference | None = None,
 ) -> bytes:
-    """The record as JSON; of a refused request, ``usage`` is all zeros."""
+    """The record as JSON; of a refused request, ``usage`` is all zeros. Who asked, beyond the key, is left out."""
+    if facts.user or facts.session:
+        facts = replace(facts, user="", session="")
     explained = decision.explained(MAX_CANDIDATES)
     first = decision.chain[0] if decision.chain else None
     return encode(

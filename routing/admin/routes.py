@@ -219,7 +219,7 @@ class RoutePage(ActionAdmin):
         super().save_related(request, form, formsets, change)
 
     def _preview(self, request: HttpRequest, draft: RouteEntry, *, new: bool) -> HttpResponse:
-        found = preview_of(draft, situation(REPLAYED))
+        found = preview_of(draft, situation(REPLAYED, draft.id))
         before, after = found.replay.before, found.replay.after
         fields = [(name, value) for name in request.POST for value in request.POST.getlist(name)]
         context = {

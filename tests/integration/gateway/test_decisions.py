@@ -12,6 +12,7 @@ from routing.core.records import DECISIONS_KEY, DecisionRecord, decision_key
 from routing.core.scorer import traits_of
 from tests.integration.gateway.conftest import Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, words
+from tests.integration.gateway.test_experiments import experiment, table
 from tests.integration.gateway.waiting import until
 
 BODY = {"model": "acme/echo", "prompt": "a secret question", "max_tokens": 10}
@@ -62,6 +63,19 @@ async def test_what_a_scorer_can_learn_from_is_kept_though_none_judges_yet(open_
     assert record.facts.traits == traits_of(BODY["prompt"])
     assert plain.facts.traits is None
     assert b"secret" not in raw
+
+
+async def test_who_asked_is_kept_as_the_key_only_though_an_experiment_looks_at_the_user(open_gateway):
+    async with open_gateway() as gateway, engine(gateway):
+        gateway.runtime.table._table = table(experiment(unit="user"), deployed=False)
+        await heard(gateway)
+        answer = await gateway.client.post(
+            "/v1/completions", {**BODY, "user": "ann@example.org"}, headers={"x-mmserve-session": "s-77"}
+        )
+        record, raw = await kept(gateway, answer.headers["x-mmserve-decision"])
+    assert record.assignments["faster"] in ("control", "new")
+    assert b"ann@example.org" not in raw
+    assert b"s-77" not in raw
 
 
 async def test_a_refusal_has_an_id_and_its_reasons(open_gateway):

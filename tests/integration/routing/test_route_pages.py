@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
@@ -12,12 +13,15 @@ from django.test import Client
 from registry.models import Event
 from routing.actions.routes import create_route
 from routing.actions.scorers import keep_scorer
+from routing.core.decision import Explanation, RequestFacts
+from routing.core.records import DECISIONS_KEY, DecisionRecord, decision_key
 from routing.core.training import Evaluation, Trained
 from routing.models.routes import Route, TrainedScorer
 from tests.integration.api.conftest import source
+from tests.integration.routing.conftest import client
 from tests.integration.routing.test_routes import lines, versions
 
-__all__ = ["source", "versions"]
+__all__ = ["client", "source", "versions"]
 LIST = "/admin/routing/route/"
 FORM = {
     "policy": "weighted",
@@ -112,6 +116,38 @@ def test_a_change_shows_the_traffic_that_it_moves(admin: Client, versions: Any) 
     changed = Route.objects.get()
     assert changed.revision == 2
     assert [row.target for row in changed.candidates.all()] == ["acme/small", "acme/large"]
+
+
+def test_a_change_is_tried_out_on_the_routes_own_decisions_however_rarely_it_is_asked(
+    admin: Client, versions: Any, client: Any
+) -> None:
+    route = create_route("fast", actor="tests", policy="priority", candidates=lines("acme/large"))
+    for number in range(2000):
+        kept = decision(number, model="fast" if number < 3 else "acme/large")
+        client.set(decision_key(kept.id), msgspec.json.encode(kept))
+        client.zadd(DECISIONS_KEY, {kept.id: number})
+    line = route.candidates.get()
+    body = {
+        **FORM,
+        "policy": "priority",
+        "expected_revision": "1",
+        "candidates-INITIAL_FORMS": "1",
+        "candidates-0-id": str(line.pk),
+        "candidates-0-route": str(route.pk),
+        "candidates-1-route": str(route.pk),
+    }
+    text = admin.post(f"{LIST}{route.pk}/change/", body).content.decode()
+    assert "Of its last 3 requests, 3 would be served by another version" in text, text
+
+
+def decision(number: int, *, model: str) -> DecisionRecord:
+    """Of a request for a model id that an engine has answered."""
+    made = Explanation(
+        id=f"d{number}", revision=1, model=model, route=None, policy="priority", served_id="acme/large@1",
+        chosen="large", chain=(), candidates=(),
+    )  # fmt: skip
+    facts = RequestFacts(decision_id=f"d{number}", model=model, max_tokens=16)
+    return DecisionRecord(id=f"d{number}", at=float(number), key="k", facts=facts, decision=made)
 
 
 def test_a_wrong_candidate_comes_back_with_the_form(admin: Client, versions: Any) -> None:
