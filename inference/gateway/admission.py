@@ -32,6 +32,7 @@ from routing.core.cost import HELD_KEY, LEDGERS_KEY, NOBODY_PAYS, BudgetEntry, P
 from routing.core.table import DeploymentEntry
 
 encode = msgspec.json.Encoder().encode
+pack = msgspec.msgpack.Encoder().encode
 
 RENEW_LEASES_S = 10.0
 MIN_RETRY_S = 1.0
@@ -119,11 +120,13 @@ class Admission:
         replaces: str = "",
         hold: Hold | None = None,
         reservation: Reservation | None = None,
+        released: Sequence[Reservation] = (),
         prefers: str = "",
     ) -> Rates:
         """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way.
 
-        ``hold``: nothing is up that would run it now. ``prefers``: the replica that may take it first.
+        ``hold``: nothing is up that would run it now. ``released``: what is held for attempts that are over, and
+        goes to ``reservation`` if it is admitted. ``prefers``: the replica that may take it first.
         """
         budgets = reservation.budgets if reservation else NOBODY_PAYS
         queue = queue_name(deployment.id, request.priority)
@@ -160,15 +163,15 @@ class Admission:
             budgets.told(now) if budgets else b"",
             prefers,
             self._config.affinity_wait_s,
+            pack([one.member for one in released]) if released else b"",
             *fields,
         ]
         if budgets:
             keys += (LEDGERS_KEY, HELD_KEY)
         waiting: int | None = None
         self.fullness.ask(deployment.id)
-        member = reservation.member if budgets and reservation is not None else ""
-        if member:
-            self.ledgers.asked.add(member)
+        asked = {one.member for one in (*released, reservation) if one} if budgets else set()
+        self.ledgers.asked |= asked
         try:
             answer = await self._fast.call(self._admit, keys, args)
             while answer[0] == b"ledger":  # Redis has lost it, or never had it: once a budget at most
@@ -177,8 +180,7 @@ class Admission:
             waiting = answer[6] + (answer[0] == b"ok")
         finally:
             self.fullness.answered(deployment.id, waiting, time.monotonic())
-            if member:
-                self.ledgers.asked.discard(member)
+            self.ledgers.asked -= asked
         verdict, wait_ms, requests_left, requests_reset_ms, tokens_left, tokens_reset_ms, *why = answer
         before, at, nano_left = why
         rates = Rates(

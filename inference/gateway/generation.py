@@ -372,8 +372,9 @@ class Generator:
             self._refuse_if_full(deployment, hold)
         budgets = self._table().budgets_of(key=grant.id, team=grant.team, route=generation.route)
         reservation = Reservation(flight.job_id, generation.most_cost_nano, budgets) if budgets else None
+        released = flight.reservations if replaces and reservation else []
         if reservation is not None:
-            flight.reservations.append(reservation)
+            flight.reservations = [*flight.reservations, reservation]
         load = self._live.loads.get(deployment.id)
         flight.crowd = (load.waiting, load.running) if load is not None and load.ready else None
         flight.expected_s = link.ttft_s
@@ -393,11 +394,16 @@ class Generator:
                 replaces=replaces,
                 hold=hold,
                 reservation=reservation,
+                released=released,
                 prefers=prefers,
             )
-        except BaseException:
+        except BaseException as problem:
+            if isinstance(problem, Refused):
+                flight.reservations = [one for one in flight.reservations if one is not reservation]
             self.experience.left(deployment.id, time.monotonic())
             raise
+        if released:
+            flight.reservations = [one for one in flight.reservations if one not in released]
         generation.sent = True
         if not replaces:
             generation.rates = rates
@@ -444,7 +450,7 @@ class Generator:
             prices = generation.table.versions[deployment.served_id].prices
             most = most_cost_nano(generation.plan, prices, deployment)
             reservation = Reservation(rival.job_id, most, budgets)
-            generation.flight.reservations.append(reservation)
+            rival.reservations = [reservation]
         self._hub.add(rival)
         await self._admission.admit(
             rival.request,
@@ -460,6 +466,11 @@ class Generator:
         )
         self.experience.began(deployment.id, time.monotonic())
 
+    def release(self, loser: Flight) -> None:
+        """Give back what is held for a second attempt that costs nothing."""
+        if loser.reservations:
+            self._admission.note(reservations=loser.reservations)
+
     def bill_beside(self, generation: Generation, loser: Flight) -> None:
         """Charge an attempt whose text nobody gets to the route alone, and write it down."""
         version = generation.table.versions.get(loser.deployment.served_id)
@@ -474,6 +485,7 @@ class Generator:
         prices = version.prices if version else NO_PRICE
         cost = cost_nano(loser, prices, CANCELLED, running=load.running if load else 0)
         if not cost:
+            self.release(loser)
             return
         record = UsageRecord(
             request_id=loser.job_id,
@@ -494,7 +506,8 @@ class Generator:
             other_cost_nano=cost,
         )
         budgets = self._table().budgets_of(key="", team="", route=generation.route)
-        self._admission.note(record, reservations=[Reservation(loser.job_id, 0, budgets)] if budgets else ())
+        payers = [Reservation(loser.job_id, 0, budgets)] if budgets else []
+        self._admission.note(record, reservations=[*loser.reservations, *payers])
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""

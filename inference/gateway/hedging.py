@@ -195,6 +195,7 @@ class Hedge:
             log.info("no second attempt for %s: %s", generation.request_id, problem)
             self._over = True
             self._hedges.hub.remove(rival)
+            generator.release(rival)
             if second.link is not None:
                 generation.rest.insert(0, second.link)
             return
@@ -269,6 +270,8 @@ class Hedge:
         untouched = await generator.stop(loser)
         if billed and not untouched:
             generator.bill_beside(self._generation, loser)
+        else:
+            generator.release(loser)
 
     def _note(self, flight: Flight, outcome: str, why: str, holder: str = "") -> None:
         self._generation.note(flight.deployment, outcome, why, flight.replica or holder)

@@ -9,6 +9,7 @@
 --       10 whose turn counts: the access key's id   11 nano-dollars to reserve
 --       12 the budgets that pay, as MessagePack of [place, period, limit, place, …], or ""
 --       13 the replica that may take it first, or ""   14 for how long only that one may (s)
+--       15 what is held for attempts that this one replaces, as MessagePack of members of that zset, or ""
 --       then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
 -- nano-dollars left of it (the tightest one's, when all can pay)}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
@@ -16,7 +17,8 @@
 -- A bucket holds at most one minute's worth, and fills evenly (a token bucket by Redis' own clock). A job that takes
 -- another's place was admitted before: only its queue entry is written (and what it reserves, if it reserves anew).
 -- A budget never pays for more than its limit: what is spent, what is held for others, and this, together. A request
--- that costs nothing passes while a budget is not overdrawn. What is held for a request whose gateway died comes back
+-- that costs nothing passes while a budget is not overdrawn. What is held for an attempt that is given up goes to the
+-- one in its place, in the same step: a request holds what one attempt may cost, however many it needs. What is held for a request whose gateway died comes back
 -- when its lease ends. A period only moves forward: gateways' clocks may differ.
 -- Fair between keys (start-time fair queueing, Goyal 1996): a job's tag is one more than its key's last one, or than
 -- the queue's virtual time if that is later, and the list is kept in the order of tags. A key with a thousand jobs
@@ -39,6 +41,21 @@ local function answer(verdict, wait_s, budget, left)
           math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting, budget or 0, left or 0}
 end
 
+local function add_up(member, sums)
+  local nano, places = string.match(member, '|(%d+)|(.*)$')
+  for place in string.gmatch(places, '[^,]+') do sums[place] = (sums[place] or 0) + tonumber(nano) end
+end
+
+local function take_off(sums)
+  for place, nano in pairs(sums) do
+    local state = redis.call('HGET', KEYS[10], place)
+    if state then
+      local spent, held, period = struct.unpack('>dds', state)
+      redis.call('HSET', KEYS[10], place, struct.pack('>dds', spent, held - nano, period))
+    end
+  end
+end
+
 -- What was held by the dead: looked for when there is not enough, and at each renewal.
 local function given_back()
   local back = {}
@@ -46,18 +63,9 @@ local function given_back()
     local lost = redis.call('ZRANGEBYSCORE', KEYS[11], '-inf', now, 'LIMIT', 0, 1000)
     if #lost == 0 then break end
     redis.call('ZREM', KEYS[11], unpack(lost))
-    for _, member in ipairs(lost) do
-      local nano, places = string.match(member, '|(%d+)|(.*)$')
-      for place in string.gmatch(places, '[^,]+') do back[place] = (back[place] or 0) + tonumber(nano) end
-    end
+    for _, member in ipairs(lost) do add_up(member, back) end
   end
-  for place, nano in pairs(back) do
-    local state = redis.call('HGET', KEYS[10], place)
-    if state then
-      local spent, held, period = struct.unpack('>dds', state)
-      redis.call('HSET', KEYS[10], place, struct.pack('>dds', spent, held - nano, period))
-    end
-  end
+  take_off(back)
   return next(back) ~= nil
 end
 
@@ -70,17 +78,23 @@ if ARGV[12] ~= '' then
     places[#places + 1], periods[#periods + 1], limits[#limits + 1] = told[i], told[i + 1], told[i + 2]
   end
 end
+-- What is held for the attempts that this one replaces; of each budget, how much that is.
+local replaced, freed = {}, {}
+if ARGV[15] ~= '' then replaced = cmsgpack.unpack(ARGV[15]) end
 
 -- Whether every budget can pay; else the refusal.
 local function refused_by_a_budget()
   if #places == 0 then return end
   local states = redis.call('HMGET', KEYS[10], unpack(places))
-  tightest, reserved = 0, {}
+  tightest, reserved, freed = 0, {}, {}
+  for _, member in ipairs(replaced) do
+    if redis.call('ZSCORE', KEYS[11], member) then add_up(member, freed) end
+  end
   for i = 1, #places do
     if not states[i] then return answer('ledger', 0, i) end
     local spent, held, period = struct.unpack('>dds', states[i])
     if periods[i] > period then period, spent = periods[i], 0 end
-    held = held + cost
+    held = held - (freed[places[i]] or 0) + cost
     local left = limits[i] - spent - held
     if left < 0 then
       if given_back() then return refused_by_a_budget() end
@@ -139,13 +153,19 @@ else
   redis.call('DEL', 'rq:job:' .. replaces)
 end
 
+if next(freed) then
+  redis.call('ZREM', KEYS[11], unpack(replaced))
+  redis.call('HSET', KEYS[10], unpack(reserved))
+  for _, place in ipairs(places) do freed[place] = nil end
+  take_off(freed)
+end
 if cost > 0 and #places > 0 then
   redis.call('HSET', KEYS[10], unpack(reserved))
   redis.call('ZADD', KEYS[11], string.format('%.3f', now + tonumber(ARGV[3])),
              ARGV[1] .. '|' .. ARGV[11] .. '|' .. table.concat(places, ','))
 end
 
-redis.call('HSET', KEYS[3], unpack(ARGV, 15))
+redis.call('HSET', KEYS[3], unpack(ARGV, 16))
 redis.call('SADD', KEYS[5], KEYS[4])
 
 local fair = 'mmserve:fair:' .. KEYS[4]
