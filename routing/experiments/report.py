@@ -232,6 +232,7 @@ def _guardrails(
                 one.totals,
                 alpha=alpha,
                 effect=limit,
+                limit=limit,
                 paired=paired(experiment, treatments),
             )
             worse = harm(metric, compared)

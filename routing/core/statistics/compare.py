@@ -17,11 +17,16 @@ from routing.core.statistics.sequences import Numbers, always_valid_p, best_rho,
 from routing.core.statistics.totals import Totals
 
 _NORMAL = NormalDist()
+# A mean of less than this part of the treatment's counts as that part: "infinitely worse" has no interval.
+LEAST_PART = 0.001
+# The boundary is tuned for a change of a control that is at least this part of the treatment's value. One that was
+# tuned for a small part of nothing would take for ever to see even the largest difference.
+TUNED_PART = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Values in the metric's unit; None is "too early to say". ``relative_*`` are parts of the control's value."""
+    """Values in the metric's unit; None is "too early to say". ``scale`` is what ``relative`` is in parts of."""
 
     metric: str
     control: float | None
@@ -34,24 +39,37 @@ class Comparison:
     chance_better: float | None = None
     information: float = 0.0
     needed: float | None = None  # information at which the smallest effect is found, mostly
+    scale: float | None = None  # see scale_of()
 
     @property
     def relative(self) -> tuple[float, float, float] | None:
-        """Difference, low and high as parts of the control's value."""
-        if self.low is None or self.high is None or self.difference is None or not self.control:
+        """Difference, low and high as parts of the control's size; above 0 is more, whatever the control's sign."""
+        if self.low is None or self.high is None or self.difference is None or self.scale is None:
             return None
-        return self.difference / self.control, self.low / self.control, self.high / self.control
+        if not self.scale:
+            return 0.0, 0.0, 0.0
+        return self.difference / self.scale, self.low / self.scale, self.high / self.scale
 
 
 def compare(
-    metric: Metric, control: Totals, treatment: Totals, *, alpha: float, effect: float, paired: bool = False
+    metric: Metric,
+    control: Totals,
+    treatment: Totals,
+    *,
+    alpha: float,
+    effect: float,
+    paired: bool = False,
+    limit: float = 0.0,
 ) -> Comparison:
     """``effect`` is the smallest relative effect of interest; the sequence is tightest where it could be seen.
 
     ``paired``: both arms had the same requests. Quantiles are compared as if they had not, which is wider.
+    ``limit``: what ``relative`` is held against. The control's own uncertainty counts (1 + limit) times then, as it
+    does in treatment - (1 + limit) · control, so that whether the interval lies beyond the limit errs with alpha
+    wherever the truth is on the near side of it (the sign test of Fieller 1954).
     """
     if metric.histogram is not None:
-        return _quantile(metric, control, treatment, alpha)
+        return _quantile(metric, control, treatment, alpha, limit)
     base, new = (
         estimate(arm.sums[metric.top], arm.sums[metric.bottom], proportion=metric.proportion)
         for arm in (control, treatment)
@@ -59,9 +77,20 @@ def compare(
     variance = None
     if paired:
         sums = [(arm.sums[metric.top], arm.sums[metric.bottom]) for arm in (control, treatment)]
-        variance = paired_variance(sums[0], sums[1])
-    found = difference_of(base, new, alpha=alpha, effect=effect, variance=variance)
+        variance = paired_variance(sums[0], sums[1], proportion=metric.proportion, limit=limit)
+    found = difference_of(base, new, alpha=alpha, effect=effect, variance=variance, limit=limit)
     delta, known = float(found.delta), float(found.information)
+    if not found.half:
+        return Comparison(
+            metric=metric.name,
+            control=0.0,
+            treatment=0.0,
+            difference=0.0,
+            low=0.0,
+            high=0.0,
+            count=int(base.count + new.count),
+            scale=0.0,
+        )
     if not math.isfinite(found.half):
         return Comparison(
             metric=metric.name,
@@ -84,6 +113,7 @@ def compare(
         chance_better=_chance(metric, delta, known, float(found.rho)),
         information=known,
         needed=float(found.needed),
+        scale=float(scale_of(base, new)),
     )
 
 
@@ -92,24 +122,42 @@ class Difference:
     """Treatment minus control with half the width of its sequence, for any number of experiments at once."""
 
     delta: Numbers
-    half: Numbers  # infinite while it is too early
+    half: Numbers  # infinite while it is too early, 0 where both means are exactly 0
     information: Numbers
     rho: Numbers
     needed: Numbers
 
 
 def difference_of(
-    base: Estimate, new: Estimate, *, alpha: float, effect: float, variance: Numbers | None = None
+    base: Estimate,
+    new: Estimate,
+    *,
+    alpha: float,
+    effect: float,
+    variance: Numbers | None = None,
+    limit: float = 0.0,
 ) -> Difference:
-    """``effect`` is relative: the boundary is tuned for the information that a change of that size needs."""
-    known = information(base, new) if variance is None else 1 / variance
-    absolute = effect * np.abs(base.value)
+    """``effect`` is relative: the boundary is tuned for the information that a change of that size needs.
+
+    ``limit`` as in :func:`compare`; a ``variance`` that is given has it in it.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
+        known = information(base, new, limit) if variance is None else 1 / variance
+        absolute = effect * np.fmax(scale_of(base, new), TUNED_PART * np.abs(new.value))
         needed = sequential_information(1.0, alpha) / absolute**2
         rho = best_rho(needed, alpha)
         half = width(known, alpha, rho)
     half = np.where((known > 0) & (absolute > 0), half, np.inf)
+    half = np.where((known > 0) & (absolute == 0), 0.0, half)
     return Difference(new.value - base.value, half, known, rho, needed)
+
+
+def scale_of(base: Estimate, new: Estimate) -> Numbers:
+    """What relative differences are parts of: the control's size, without its sign, and never nothing.
+
+    At least ``base.least``, and LEAST_PART of the treatment's; 0 only where both means are exactly 0.
+    """
+    return np.fmax(np.fmax(np.abs(base.value), base.least), LEAST_PART * np.abs(new.value))
 
 
 def arm_interval(
@@ -152,11 +200,11 @@ def names(wanted: Sequence[str]) -> list[Metric]:
     return [METRICS[name] for name in wanted]
 
 
-def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float) -> Comparison:
+def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float, limit: float) -> Comparison:
     assert metric.histogram is not None, "compare() sends only quantiles here"
     groups = [arm.bins[metric.histogram] for arm in (control, treatment)]
-    delta, low, high = difference(groups[0], groups[1], metric.level, alpha)
     values = [interval(one, metric.level, alpha)[0] for one in groups]
+    delta, low, high = difference(groups[0], groups[1], metric.level, alpha, limit)
     known = math.isfinite(low) and math.isfinite(high)
     return Comparison(
         metric=metric.name,
@@ -166,6 +214,7 @@ def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float) 
         low=low if known else None,
         high=high if known else None,
         count=int(sum(one.sum() for one in groups)),
+        scale=_number(values[0]),
     )
 
 

@@ -20,11 +20,15 @@ LEAST_VARIATION = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, the variance of it, and how many observations it is made of; NaN and infinity while it is too early."""
+    """A mean, the variance of it, and how many observations it is made of; NaN and infinity while it is too early.
+
+    ``least`` is what it counts as at least where another is compared with it.
+    """
 
     value: Numbers
     variance: Numbers
     count: Numbers
+    least: Numbers
 
 
 def estimate(top: Numbers, bottom: Numbers, *, proportion: bool = False) -> Estimate:
@@ -33,7 +37,8 @@ def estimate(top: Numbers, bottom: Numbers, *, proportion: bool = False) -> Esti
     C/(C-1) Σ(top_c - mean·bottom_c)² / (Σbottom)²: Deng, Knoblich and Lu, "Applying the delta method in metric
     analytics", KDD 2018, equation 3, with clusters in the place of units. A proportion's variance is at least
     that of independent trials with two successes and two failures more (Agresti and Coull 1998), so that no
-    error yet does not mean no error ever.
+    error yet does not mean no error ever; and it counts as at least what theirs is without any success, 2/(n+4),
+    where another proportion is held against it.
     """
     count = bottom.sum(axis=-1)
     total = top.sum(axis=-1)
@@ -43,38 +48,58 @@ def estimate(top: Numbers, bottom: Numbers, *, proportion: bool = False) -> Esti
         residuals = top - value[..., None] * bottom
         variance = (residuals**2).sum(axis=-1) * clusters / (clusters - 1) / count**2
         if proportion:
-            smoothed = (total + 2) / (count + 4)
-            least = smoothed * (1 - smoothed) / count
+            variance = np.maximum(variance, _least_variance(total, count))
         else:
-            least = (LEAST_VARIATION * value) ** 2 / count
-        variance = np.maximum(variance, least)
+            variance = np.maximum(variance, (LEAST_VARIATION * value) ** 2 / count)
     early = (clusters < MIN_CLUSTERS) | (count < MIN_COUNT)
-    return Estimate(value, np.where(early, np.inf, variance), count)
+    least = 2 / (count + 4) if proportion else np.zeros_like(count)
+    return Estimate(value, np.where(early, np.inf, variance), count, least)
 
 
-def paired_variance(control: tuple[Numbers, Numbers], treatment: tuple[Numbers, Numbers]) -> Numbers:
-    """The variance of the difference when both arms had the same requests: top and bottom of each, by cluster.
+def paired_variance(
+    control: tuple[Numbers, Numbers],
+    treatment: tuple[Numbers, Numbers],
+    *,
+    proportion: bool = False,
+    limit: float = 0.0,
+) -> Numbers:
+    """The variance of treatment - (1 + limit) · control when both had the same requests: top and bottom by cluster.
 
     A request's two answers lie in the same cluster, so what they have in common drops out of the difference of
-    the clusters' residuals. Infinite while it is too early.
+    the clusters' residuals. Infinite while it is too early. It is bounded from below as one arm's is; of two
+    proportions at least as many pairs disagree as the difference says.
     """
-    count = 0.0
+    count: Numbers = np.zeros(())
     residuals: Numbers = np.zeros(1)
     clusters: Numbers = np.zeros(1)
-    for sign, (top, bottom) in ((-1.0, control), (1.0, treatment)):
+    means = []
+    for weight, (top, bottom) in ((-1.0 - limit, control), (1.0, treatment)):
         total = bottom.sum(axis=-1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = (top.sum(axis=-1) / total)[..., None]
-            residuals = residuals + sign * (top - mean * bottom) / total[..., None]
+            mean = top.sum(axis=-1) / total
+            residuals = residuals + weight * (top - mean[..., None] * bottom) / total[..., None]
+        means.append(mean)
         clusters = clusters + (bottom > 0)
         count = count + total
     used = (clusters > 0).sum(axis=-1)
+    pairs = count / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = (residuals**2).sum(axis=-1) * used / (used - 1)
-    early = (used < MIN_CLUSTERS) | (count < 2 * MIN_COUNT) | ~np.isfinite(variance) | (variance <= 0)
+        if proportion:
+            least = _least_variance(np.abs(means[1] - means[0]) * pairs, pairs)
+        else:
+            least = (LEAST_VARIATION * np.fmax(np.abs(means[0]), np.abs(means[1]))) ** 2 / pairs
+        variance = np.maximum(variance, least)
+    early = (used < MIN_CLUSTERS) | (count < 2 * MIN_COUNT) | ~np.isfinite(variance)
     return np.where(early, np.inf, variance)
 
 
-def information(control: Estimate, treatment: Estimate) -> Numbers:
-    """One over the variance of the difference; 0 while it is too early."""
-    return 1 / (control.variance + treatment.variance)
+def information(control: Estimate, treatment: Estimate, limit: float = 0.0) -> Numbers:
+    """One over the variance of treatment - (1 + limit) · control; 0 while it is too early."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(1 / ((1 + limit) ** 2 * control.variance + treatment.variance))
+
+
+def _least_variance(successes: Numbers, trials: Numbers) -> Numbers:
+    smoothed = (successes + 2) / (trials + 4)
+    return smoothed * (1 - smoothed) / trials

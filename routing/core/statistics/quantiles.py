@@ -99,8 +99,14 @@ def interval(groups: Bins, level: float, alpha: float) -> tuple[float, float, fl
     return quantile(counts, level), quantile(counts, level - off), quantile(counts, level + off)
 
 
-def difference(control: Bins, treatment: Bins, level: float, alpha: float) -> tuple[float, float, float]:
-    """Treatment minus control: each arm's sequence at half of alpha (Bonferroni)."""
+def difference(
+    control: Bins, treatment: Bins, level: float, alpha: float, limit: float = 0.0
+) -> tuple[float, float, float]:
+    """Treatment minus control: each arm's sequence at half of alpha (Bonferroni).
+
+    Against a ``limit``, how far the control's ends are from its value counts (1 + limit) times.
+    """
     base, base_low, base_high = interval(control, level, alpha / 2)
     value, low, high = interval(treatment, level, alpha / 2)
-    return value - base, low - base_high, high - base_low
+    above, below = (1 + limit) * (base_high - base), (1 + limit) * (base - base_low)
+    return value - base, low - base - above, high - base + below

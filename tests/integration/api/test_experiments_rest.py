@@ -262,6 +262,49 @@ def test_the_watch_rolls_back_on_a_broken_guardrail_with_the_numbers(draft: Expe
     assert assignment("ada") is None
 
 
+def test_the_watch_rolls_back_on_errors_where_the_control_has_none(
+    manager: APIClient, draft: Experiment
+) -> None:
+    actions.update_experiment(draft, actor="tests", step_minutes=0, step_requests=1)
+    actions.start_experiment(draft, actor="tests")
+    settle(traffic(15_000, errors=(0.0, 0.4)))
+    ExperimentWatch().look()
+    shown = manager.get(f"{URL}/{draft.pk}").json()
+    assert shown["state"] == "rolled_back"
+    assert "error_rate of new" in shown["state_reason"]
+    assert manager.get(f"{URL}/{draft.pk}/report").json()["guardrails"][0]["state"] == "broken"
+    assert assignment("ada") is None
+
+
+def test_the_watch_rolls_back_on_a_price_where_the_control_has_none(draft: Experiment) -> None:
+    actions.update_experiment(draft, actor="tests", guardrails=[{"metric": "cost", "limit": 0.5}])
+    running(draft)
+    records = traffic(400)
+    for record in records:
+        record.cost_nano = 5000 * (record.assignments["faster"] == "new")
+    settle(records)
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.state == State.ROLLED_BACK
+    assert "cost of new" in draft.state_reason
+
+
+def test_two_arms_without_an_error_or_a_price_go_up_the_whole_ramp(draft: Experiment) -> None:
+    guardrails = [{"metric": name, "limit": 0.2} for name in ("error_rate", "refusals", "cost")]
+    actions.update_experiment(draft, actor="tests", step_minutes=0, step_requests=1, guardrails=guardrails)
+    actions.start_experiment(draft, actor="tests")
+    watch, seen = ExperimentWatch(), [draft.exposure]
+    for step, users in enumerate((8000, 2000, 1000, 500)):
+        records = traffic(users, first=10_000 * step, errors=(0.0, 0.0))
+        for record in records:
+            record.cost_nano = 0
+        settle(records)
+        watch.look()
+        draft.refresh_from_db()
+        seen.append(draft.exposure)
+    assert seen == [0.02, 0.1, 0.2, 0.5, 1.0]
+
+
 def test_the_watch_rolls_back_on_a_sample_ratio_mismatch(draft: Experiment) -> None:
     running(draft)
     settle(lossy())

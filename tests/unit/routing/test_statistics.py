@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.core.statistics import metrics as m
-from routing.core.statistics.compare import Difference, compare, difference_of, harm
+from routing.core.statistics.compare import Difference, compare, difference_of, harm, scale_of
 from routing.core.statistics.means import estimate, paired_variance
 from routing.core.statistics.metrics import METRICS
 from routing.core.statistics.mismatch import ALPHA as RATIO_ALPHA
@@ -200,6 +200,94 @@ def test_worse_is_worse_whichever_way_the_metric_points() -> None:
         assert better[2] < 0
         if found.chance_better is not None:
             assert found.chance_better < 0.001
+
+
+def arm_of(count: int, *, failed: int = 0, cost: float = 0.0) -> Totals:
+    """As many requests of as many units; every ``count / failed``-th of them fails."""
+    arm = Totals()
+    for unit in range(count):
+        bad = bool(failed) and unit % (count // failed) == 0
+        arm.add(Outcome(unit=unit, failed=bad, succeeded=not bad, cost=cost * (1 + unit % 3)))
+    return arm
+
+
+def worse_by(
+    name: str, control: Totals, treatment: Totals, limit: float, *, paired: bool = False
+) -> tuple[float, float, float]:
+    """A guardrail's value, low and high."""
+    metric = METRICS[name]
+    found = compare(metric, control, treatment, alpha=ALPHA, effect=limit, limit=limit, paired=paired)
+    worse = harm(metric, found)
+    assert worse is not None
+    return worse
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.2, 1.0, 10.0])
+def test_errors_break_a_guardrail_though_the_control_has_none(limit: float) -> None:
+    clean, half = arm_of(3000), arm_of(400, failed=200)
+    assert worse_by("error_rate", clean, half, limit)[1] > limit
+    assert worse_by("error_rate", half, clean, limit)[2] < limit
+
+
+def test_two_arms_without_an_error_are_not_over_any_limit() -> None:
+    value, low, high = worse_by("error_rate", arm_of(300), arm_of(300), 0.05)
+    assert (value, low) == (0.0, -high)
+    assert 0.05 < high < math.inf  # not proved to hold either
+
+
+@pytest.mark.parametrize("limit", [0.05, 1.0, 10.0])
+def test_a_price_breaks_a_guardrail_though_the_control_costs_nothing(limit: float) -> None:
+    free, priced = arm_of(300), arm_of(300, cost=1e-6)
+    assert worse_by("cost", free, priced, limit)[1] > limit
+    assert worse_by("cost", priced, free, limit)[2] < 0
+    assert worse_by("cost", free, free, limit) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("failed", [100, 200])
+def test_a_shadows_errors_break_a_guardrail_though_no_original_failed(failed: int) -> None:
+    clean, broken = arm_of(200), arm_of(200, failed=failed)
+    assert worse_by("error_rate", clean, broken, 0.5, paired=True)[1] > 0.5
+    value, low, high = worse_by("error_rate", clean, clean, 0.5, paired=True)
+    assert (value, low) == (0.0, -high)
+
+
+def test_the_control_is_what_it_is_compared_with_whatever_its_sign() -> None:
+    scores = {level: Totals() for level in (-4.0, -2.0, 0.0, 2.0)}
+    rng = np.random.default_rng(20)
+    for unit in range(2000):
+        for level, arm in scores.items():
+            arm.add_feedback(unit, value=level + float(rng.normal(0, 0.3)), before=None, rating=False)
+    for control, treatment, part in ((-2.0, -4.0, 1.0), (-2.0, 2.0, -2.0), (2.0, -2.0, 2.0)):
+        value, low, high = worse_by("score", scores[control], scores[treatment], 0.1)
+        assert value == pytest.approx(part, abs=0.05)
+        assert low > 0.1 if part > 0 else high < 0
+    assert worse_by("score", scores[0.0], scores[-4.0], 0.1)[1] > 0.1
+    assert worse_by("score", scores[0.0], scores[2.0], 0.1)[2] < 0
+
+
+def ever_over(looks: Iterator[Look], limit: float) -> float:
+    """The part of the runs in which a guardrail of error rates was ever broken."""
+    broken = np.zeros(RUNS, bool)
+    for look in looks:
+        base, new = (estimate(look[at], look[at + 1], proportion=True) for at in (0, 2))
+        found = difference_of(base, new, alpha=ALPHA, effect=limit, limit=limit)
+        broken |= (found.delta - found.half) / scale_of(base, new) > limit
+    return float(broken.mean())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.0005, 0.005])
+def test_rare_errors_of_equal_arms_break_a_guardrail_no_more_often_than_alpha(rate: float) -> None:
+    rng = np.random.default_rng(21)
+    assert ever_over(growing(rng, 4, errors_of(rng, (rate, rate))), 0.05) <= ALPHA + SLACK
+
+
+def test_an_arm_that_is_as_bad_as_the_limit_allows_breaks_it_no_more_often_than_alpha() -> None:
+    rng = np.random.default_rng(22)
+    for rate, limit in ((0.02, 10.0), (0.05, 1.0)):
+        looks = growing(rng, 4, errors_of(rng, (rate, rate * (1 + limit))))
+        assert ever_over(looks, limit) <= ALPHA + SLACK
+    looks = growing(rng, 1, errors_of(rng, (0.0005, 0.05)))
+    assert ever_over(looks, 1.0) > 0.95  # else the tests above could not fail
 
 
 def histogram(rng: np.random.Generator, size: int, *, levels: Numbers | None = None) -> np.ndarray:
