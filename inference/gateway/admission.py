@@ -121,12 +121,14 @@ class Admission:
         hold: Hold | None = None,
         reservation: Reservation | None = None,
         released: Sequence[Reservation] = (),
+        bill: Reservation | None = None,
         prefers: str = "",
     ) -> Rates:
         """Enqueue the job, in place of ``replaces`` if given; Refused has the 429 in its way.
 
-        ``hold``: nothing is up that would run it now. ``released``: what is held for attempts that are over, and
-        goes to ``reservation`` if it is admitted. ``prefers``: the replica that may take it first.
+        ``hold``: nothing is up that would run it now. ``released``: what is held for an attempt that is over; if this
+        one is admitted it goes to ``reservation``, and only ``bill`` stays held. ``prefers``: the replica that may
+        take it first.
         """
         budgets = reservation.budgets if reservation else NOBODY_PAYS
         queue = queue_name(deployment.id, request.priority)
@@ -163,7 +165,9 @@ class Admission:
             budgets.told(now) if budgets else b"",
             prefers,
             self._config.affinity_wait_s,
-            pack([one.member for one in released]) if released else b"",
+            pack([bill.member if bill else "", *(one.member for one in released)])
+            if released or bill
+            else b"",
             *fields,
         ]
         if budgets:

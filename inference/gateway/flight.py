@@ -73,7 +73,6 @@ class Flight:
         "on_first",
         "opening",
         "next_seq",
-        "other_cost_nano",
         "over",
         "pending",
         "plan",
@@ -133,7 +132,6 @@ class Flight:
         self.engine_s = 0.0  # its share of the engine's time, once it is done
         self.accepted_at: float | None = None
         self.reservations: list[Reservation] = []  # what is held of budgets until it is settled
-        self.other_cost_nano = 0  # of attempts whose text the client does not get
         self.tokens: list[int] = []  # of the answer, all choices
         self.opening: str | None = None  # of the answer's text, where an experiment wants it
         self._echoed: set[int] = set()
@@ -159,7 +157,8 @@ class Flight:
         self.tokens.clear()
         self.opening = None if self.opening is None else ""
         self._echoed.clear()
-        self.first_token_at = None
+        self.first_token_at = self.accepted_at = None
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.start_anew()
 
     def start_anew(self) -> None:

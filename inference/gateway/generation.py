@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
 from inference.gateway.affinity import Affinity
@@ -24,11 +24,19 @@ from inference.gateway.holding import Hold, class_of, deadline_s_of, hold_of
 from inference.gateway.hub import Hub
 from inference.gateway.ledger import Reservation
 from inference.gateway.live import LiveState
-from inference.gateway.plan import Plan, estimate_tokens
+from inference.gateway.plan import Plan
 from inference.gateway.refusal import nothing_serves
 from inference.gateway.refusals import Refusals
 from inference.gateway.token_counts import TokenCounts
-from inference.gateway.usage import CANCELLED, UsageRecord, cost_nano, most_cost_nano, record_of
+from inference.gateway.usage import (
+    CANCELLED,
+    CLIENT_GONE,
+    UsageRecord,
+    cost_nano,
+    most_cost_nano,
+    record_of,
+    record_of_lost,
+)
 from inference.protocol import ReplicaBeat
 from mmserve.errors import (
     AllAttemptsFailed,
@@ -50,7 +58,6 @@ from routing.core.table import DeploymentEntry, RoutingTable
 
 log = logging.getLogger(__name__)
 
-CLIENT_GONE = 499
 # Outcome of an attempt whose text nobody waits for: another one was sooner.
 HEDGED = "hedged"
 # In place of a job that there is not: what was admitted once is not counted twice.
@@ -63,6 +70,13 @@ class Beside(Protocol):
     def takes_over(self, error: MmserveError) -> bool: ...
 
     def end(self) -> None: ...
+
+
+class Lost(NamedTuple):
+    """An attempt that was given up: what it used, and that of the route's budgets."""
+
+    record: UsageRecord
+    bill: Reservation | None  # None: no budget pays for it
 
 
 def new_id() -> str:
@@ -363,8 +377,13 @@ class Generator:
         )
         generation.sent = False
 
-    async def send(self, generation: Generation, link: Link, *, replaces: str = "") -> None:
-        """Have the flight's job admitted and enqueued at this choice, in place of one that was admitted before."""
+    async def send(
+        self, generation: Generation, link: Link, *, replaces: str = "", lost: Lost | None = None
+    ) -> None:
+        """Have the flight's job admitted and enqueued at this choice, in place of one that was admitted before.
+
+        What that one held is held for this one; only what is owed for it stays.
+        """
         plan, flight = generation.plan, generation.flight
         grant, deployment = flight.grant, flight.deployment
         hold = hold_of(deployment, self._live) if link.cold else None
@@ -395,6 +414,7 @@ class Generator:
                 hold=hold,
                 reservation=reservation,
                 released=released,
+                bill=lost.bill if lost and released else None,
                 prefers=prefers,
             )
         except BaseException as problem:
@@ -466,48 +486,27 @@ class Generator:
         )
         self.experience.began(deployment.id, time.monotonic())
 
-    def release(self, loser: Flight) -> None:
-        """Give back what is held for a second attempt that costs nothing."""
-        if loser.reservations:
-            self._admission.note(reservations=loser.reservations)
+    async def give_up(self, generation: Generation, flight: Flight, *, failed: bool) -> Lost | None:
+        """Stop an attempt that gives way to another one; what is owed for it, if an engine had begun it.
 
-    def bill_beside(self, generation: Generation, loser: Flight) -> None:
-        """Charge an attempt whose text nobody gets to the route alone, and write it down."""
-        version = generation.table.versions.get(loser.deployment.served_id)
-        load = self._live.loads.get(loser.deployment.id)
-        loser.completion_tokens = loser.completion_tokens or len(loser.tokens)
-        if not loser.prompt_tokens:
-            # It was in the midst of its prompt.
-            alike = generation.flight.deployment.served_id == loser.deployment.served_id
-            loser.prompt_tokens = (alike and generation.flight.prompt_tokens) or estimate_tokens(
-                generation.plan
-            )
-        prices = version.prices if version else NO_PRICE
-        cost = cost_nano(loser, prices, CANCELLED, running=load.running if load else 0)
-        if not cost:
-            self.release(loser)
-            return
-        record = UsageRecord(
-            request_id=loser.job_id,
-            key="",
-            model=generation.plan.model,
-            route=generation.route,
-            served_id=loser.deployment.served_id,
-            deployment=loser.deployment.id,
-            endpoint=generation.plan.endpoint,
-            outcome=CANCELLED,
-            status=CLIENT_GONE,
-            at=time.time(),
-            stream=generation.plan.stream,
-            count=0,
-            prompt_tokens=loser.prompt_tokens,
-            completion_tokens=loser.completion_tokens,
-            cost_nano=cost,
-            other_cost_nano=cost,
-        )
+        One that was only slow may be in its first step before its engine has said a word of it.
+        """
+        untouched = await self.stop(flight)
+        if untouched or (failed and not flight.accepted):
+            return None
+        load = self._live.loads.get(flight.deployment.id)
+        record = record_of_lost(generation, flight, running=load.running if load else 0)
+        if not record.cost_nano:
+            return None
         budgets = self._table().budgets_of(key="", team="", route=generation.route)
-        payers = [Reservation(loser.job_id, 0, budgets)] if budgets else []
-        self._admission.note(record, reservations=[*loser.reservations, *payers])
+        return Lost(record, Reservation(record.request_id, record.cost_nano, budgets) if budgets else None)
+
+    def bill(self, lost: Lost | None, held: Sequence[Reservation] = ()) -> None:
+        """Charge the route for an attempt that was given up, write it down, and give back what was held for it."""
+        if lost is not None:
+            self._admission.note(lost.record, reservations=[*held, lost.bill] if lost.bill else held)
+        elif held:
+            self._admission.note(reservations=held)
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""

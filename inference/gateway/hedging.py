@@ -128,7 +128,7 @@ class Hedge:
         generation.gave_up(error)
         if error.status >= 500:
             self._hedges.generator.experience.failed(generation.flight.deployment.id, time.monotonic())
-        self._drop(self._trade())
+        self._drop(self._trade(), failed=True)
         return True
 
     def _start(self) -> None:
@@ -195,7 +195,7 @@ class Hedge:
             log.info("no second attempt for %s: %s", generation.request_id, problem)
             self._over = True
             self._hedges.hub.remove(rival)
-            generator.release(rival)
+            generator.bill(None, rival.reservations)
             if second.link is not None:
                 generation.rest.insert(0, second.link)
             return
@@ -233,7 +233,7 @@ class Hedge:
         if error.status >= 500:
             self._hedges.generator.experience.failed(rival.deployment.id, time.monotonic())
         self._note(rival, error.error_code or "error", error.message)
-        self._drop(rival)
+        self._drop(rival, failed=True)
         return True
 
     def _trade(self) -> Flight:
@@ -253,25 +253,23 @@ class Hedge:
         return rival
 
     def _lose(self, loser: Flight, holder: str = "") -> None:
-        """End an attempt that nobody waits for, and bill the route for what it has made."""
+        """End an attempt that nobody waits for."""
         self._note(loser, HEDGED, "another attempt had the first token", holder)
         self._hedges.generator.experience.left(loser.deployment.id, time.monotonic())
-        self._drop(loser, billed=True)
+        self._drop(loser)
 
-    def _drop(self, loser: Flight, *, billed: bool = False) -> None:
+    def _drop(self, loser: Flight, *, failed: bool = False) -> None:
+        """Have it stopped, and the route billed for what an engine has made of it."""
         self._over = True
         self._generation.flight.on_first = loser.on_first = None
         loser.over = True
         self._hedges.hub.remove(loser)
-        self._hedges.begin(asyncio.create_task(self._stop(loser, billed=billed)))
+        self._hedges.begin(asyncio.create_task(self._stop(loser, failed=failed)))
 
-    async def _stop(self, loser: Flight, *, billed: bool) -> None:
+    async def _stop(self, loser: Flight, *, failed: bool) -> None:
         generator = self._hedges.generator
-        untouched = await generator.stop(loser)
-        if billed and not untouched:
-            generator.bill_beside(self._generation, loser)
-        else:
-            generator.release(loser)
+        lost = await generator.give_up(self._generation, loser, failed=failed)
+        generator.bill(lost, loser.reservations)
 
     def _note(self, flight: Flight, outcome: str, why: str, holder: str = "") -> None:
         self._generation.note(flight.deployment, outcome, why, flight.replica or holder)

@@ -66,7 +66,10 @@ class Moving:
         else:
             generator.experience.left(flight.deployment.id, time.monotonic())
         given_up = flight.job_id
-        await generator.stop(flight)
+        failed = not isinstance(error, NoFirstToken)
+        lost = await generator.give_up(generation, flight, failed=failed)
+        if flight.over:
+            lost = None  # its client has left, and pays for it
         self._hub.remove(flight)
         while not flight.over and link is not None:
             generator.turn_to(generation, link)
@@ -74,7 +77,7 @@ class Moving:
             flight.forget_answer()
             flight.recovering = True
             try:
-                await generator.send(generation, link, replaces=given_up)
+                await generator.send(generation, link, replaces=given_up, lost=lost)
             except (MmserveError, Refused) as problem:
                 self._hub.remove(flight)
                 error = problem.error if isinstance(problem, Refused) else problem
@@ -87,5 +90,6 @@ class Moving:
         else:
             flight.mover = None
             flight.fail(exhausted(generation.attempts, error))
+        generator.bill(lost)
         flight.heard_at = time.monotonic()
         flight.recovering = False

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from inference.gateway.declining import is_refusal
 from inference.gateway.flight import Flight
-from inference.gateway.plan import DEFAULT_RESERVED_OUTPUT, Plan, most_prompt_tokens
-from routing.core.cost import Prices
+from inference.gateway.plan import DEFAULT_RESERVED_OUTPUT, Plan, estimate_tokens, most_prompt_tokens
+from routing.core.cost import NO_PRICE, Prices
 from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.core.table import DeploymentEntry
 
 if TYPE_CHECKING:
     from inference.gateway.generation import Generation
 
-__all__ = ["USAGE_STREAM", "UsageRecord", "cost_nano", "most_cost_nano", "record_of"]
+__all__ = ["USAGE_STREAM", "UsageRecord", "cost_nano", "most_cost_nano", "record_of", "record_of_lost"]
 
 COMPLETED, CANCELLED = "completed", "cancelled"
+CLIENT_GONE = 499  # the status of what nobody waited for
 
 
 def most_cost_nano(plan: Plan, prices: Prices, deployment: DeploymentEntry) -> int:
@@ -41,15 +42,21 @@ def cost_nano(flight: Flight, prices: Prices, outcome: str = COMPLETED, *, runni
     engine took it, shared with the ``running`` streams that the replica last spoke of.
     """
     if not prices.priced or not (outcome in (COMPLETED, CANCELLED) or flight.delivered):
-        return flight.other_cost_nano
+        return 0
+    return _made_nano(flight, prices, flight.prompt_tokens, flight.completion_tokens, running)
+
+
+def _made_nano(
+    flight: Flight, prices: Prices, prompt_tokens: int, completion_tokens: int, running: int
+) -> int:
     engine_s = flight.engine_s
     if not engine_s and flight.accepted_at is not None and not prices.by_tokens:
         streams = flight.plan.choices
         engine_s = (time.monotonic() - flight.accepted_at) * streams / max(streams, running)
-    return flight.other_cost_nano + prices.cost_nano(
-        prompt_tokens=flight.prompt_tokens,
-        cached_tokens=min(flight.cached_tokens, flight.prompt_tokens),
-        completion_tokens=flight.completion_tokens,
+    return prices.cost_nano(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=min(flight.cached_tokens, prompt_tokens),
+        completion_tokens=completion_tokens,
         engine_s=engine_s,
         devices=flight.deployment.devices,
     )
@@ -87,5 +94,35 @@ def record_of(generation: Generation, *, outcome: str, status: int, cost: int) -
         e2e_s=now - flight.begun_at,
         engine_s=flight.engine_s,
         cost_nano=cost,
-        other_cost_nano=flight.other_cost_nano,
+    )
+
+
+def record_of_lost(generation: Generation, loser: Flight, *, running: int) -> UsageRecord:
+    """The record of an attempt that gave way to another one: nobody has its text, and no key pays for it."""
+    version = generation.table.versions.get(loser.deployment.served_id)
+    prices = version.prices if version else NO_PRICE
+    made = loser.completion_tokens or len(loser.tokens)
+    prompt = loser.prompt_tokens
+    if not prompt:
+        # It was in the midst of it.
+        alike = generation.flight.deployment.served_id == loser.deployment.served_id
+        prompt = (alike and generation.flight.prompt_tokens) or estimate_tokens(generation.plan)
+    cost = _made_nano(loser, prices, prompt, made, running) if prices.priced else 0
+    return UsageRecord(
+        request_id=loser.job_id,
+        key="",
+        model=generation.plan.model,
+        route=generation.route,
+        served_id=loser.deployment.served_id,
+        deployment=loser.deployment.id,
+        endpoint=generation.plan.endpoint,
+        outcome=CANCELLED,
+        status=CLIENT_GONE,
+        at=time.time(),
+        stream=generation.plan.stream,
+        count=0,
+        prompt_tokens=prompt,
+        completion_tokens=made,
+        cost_nano=cost,
+        other_cost_nano=cost,
     )

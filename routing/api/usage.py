@@ -68,7 +68,9 @@ class UsageRow(serializers.Serializer):
     completion_tokens = serializers.IntegerField()
     engine_s = serializers.FloatField(help_text="share of the engines' time")
     cost_usd = serializers.CharField()
-    other_cost_usd = serializers.CharField(help_text="the part of it for attempts whose text nobody got")
+    other_cost_usd = serializers.CharField(
+        help_text="the part of it for attempts that gave way to others: no key pays for them"
+    )
 
 
 class UsageReport(serializers.Serializer):

@@ -88,7 +88,7 @@ class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     e2e_s: float = 0.0
     engine_s: float = 0.0  # share of the engine's time
     cost_nano: int = 0  # all of it
-    other_cost_nano: int = 0  # the part of it for attempts whose text nobody got: hedges, fallbacks
+    other_cost_nano: int = 0  # the part of it for attempts that gave way to others: hedges, fallbacks
 
 
 # Refusals of ours that say that what was chosen could not serve, though their status is not 5xx.

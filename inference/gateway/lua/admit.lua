@@ -9,7 +9,8 @@
 --       10 whose turn counts: the access key's id   11 nano-dollars to reserve
 --       12 the budgets that pay, as MessagePack of [place, period, limit, place, …], or ""
 --       13 the replica that may take it first, or ""   14 for how long only that one may (s)
---       15 what is held for attempts that this one replaces, as MessagePack of members of that zset, or ""
+--       15 as MessagePack of members of that zset: what is to be held from now on for the attempt that this one replaces
+--       (its bill, or ""), then what was; or ""
 --       then the fields of the job's hash
 -- Returns {verdict, wait_ms, requests left, requests reset_ms, tokens left, tokens reset_ms, waiting, which budget,
 -- nano-dollars left of it (the tightest one's, when all can pay)}; a verdict is "ok", "requests", "tokens", "concurrency", "queue", "budget", or "ledger":
@@ -18,7 +19,7 @@
 -- another's place was admitted before: only its queue entry is written (and what it reserves, if it reserves anew).
 -- A budget never pays for more than its limit: what is spent, what is held for others, and this, together. A request
 -- that costs nothing passes while a budget is not overdrawn. What is held for an attempt that is given up goes to the
--- one in its place, in the same step: a request holds what one attempt may cost, however many it needs. What is held for a request whose gateway died comes back
+-- one in its place, in the same step, but for its bill: a request holds what one attempt may cost, however many it needs. What is held for a request whose gateway died comes back
 -- when its lease ends. A period only moves forward: gateways' clocks may differ.
 -- Fair between keys (start-time fair queueing, Goyal 1996): a job's tag is one more than its key's last one, or than
 -- the queue's virtual time if that is later, and the list is kept in the order of tags. A key with a thousand jobs
@@ -41,9 +42,9 @@ local function answer(verdict, wait_s, budget, left)
           math.floor(tokens_left), math.ceil(tokens_reset * 1000), waiting, budget or 0, left or 0}
 end
 
-local function add_up(member, sums)
+local function add_up(member, sums, sign)
   local nano, places = string.match(member, '|(%d+)|(.*)$')
-  for place in string.gmatch(places, '[^,]+') do sums[place] = (sums[place] or 0) + tonumber(nano) end
+  for place in string.gmatch(places, '[^,]+') do sums[place] = (sums[place] or 0) + sign * tonumber(nano) end
 end
 
 local function take_off(sums)
@@ -63,7 +64,7 @@ local function given_back()
     local lost = redis.call('ZRANGEBYSCORE', KEYS[11], '-inf', now, 'LIMIT', 0, 1000)
     if #lost == 0 then break end
     redis.call('ZREM', KEYS[11], unpack(lost))
-    for _, member in ipairs(lost) do add_up(member, back) end
+    for _, member in ipairs(lost) do add_up(member, back, 1) end
   end
   take_off(back)
   return next(back) ~= nil
@@ -78,9 +79,12 @@ if ARGV[12] ~= '' then
     places[#places + 1], periods[#periods + 1], limits[#limits + 1] = told[i], told[i + 1], told[i + 2]
   end
 end
--- What is held for the attempts that this one replaces; of each budget, how much that is.
-local replaced, freed = {}, {}
-if ARGV[15] ~= '' then replaced = cmsgpack.unpack(ARGV[15]) end
+-- What is held for the attempts that this one replaces, and what stays held; of each budget, how much comes free.
+local replaced, bill, freed = {}, '', {}
+if ARGV[15] ~= '' then
+  replaced = cmsgpack.unpack(ARGV[15])
+  bill = table.remove(replaced, 1)
+end
 
 -- Whether every budget can pay; else the refusal.
 local function refused_by_a_budget()
@@ -88,8 +92,9 @@ local function refused_by_a_budget()
   local states = redis.call('HMGET', KEYS[10], unpack(places))
   tightest, reserved, freed = 0, {}, {}
   for _, member in ipairs(replaced) do
-    if redis.call('ZSCORE', KEYS[11], member) then add_up(member, freed) end
+    if redis.call('ZSCORE', KEYS[11], member) then add_up(member, freed, 1) end
   end
+  if bill ~= '' and not redis.call('ZSCORE', KEYS[11], bill) then add_up(bill, freed, -1) end
   for i = 1, #places do
     if not states[i] then return answer('ledger', 0, i) end
     local spent, held, period = struct.unpack('>dds', states[i])
@@ -154,7 +159,8 @@ else
 end
 
 if next(freed) then
-  redis.call('ZREM', KEYS[11], unpack(replaced))
+  for _, member in ipairs(replaced) do redis.call('ZREM', KEYS[11], member) end
+  if bill ~= '' then redis.call('ZADD', KEYS[11], string.format('%.3f', now + tonumber(ARGV[3])), bill) end
   redis.call('HSET', KEYS[10], unpack(reserved))
   for _, place in ipairs(places) do freed[place] = nil end
   take_off(freed)

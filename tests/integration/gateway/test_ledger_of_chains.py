@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from inference.gateway import runtime
 from inference.gateway.rqjob import queue_key
-from inference.protocol import queue_name
-from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope
+from inference.protocol import ERROR, GenerateRequest, queue_name
+from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope, in_usd
+from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.core.table import RoutingTable
 from tests.integration.gateway.conftest import Gateway, Opener
-from tests.integration.gateway.fake_engine import words
+from tests.integration.gateway.fake_engine import FakeEngine, words
 from tests.integration.gateway.test_fallback import BODY, LOST, ROUTE, all_ready, chained, engine, has_table
 from tests.integration.gateway.test_redis_restart import own_redis
 from tests.integration.gateway.waiting import until
@@ -52,6 +55,19 @@ def ledger(url: str, entry: BudgetEntry) -> Ledger:
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         found = client.hget(LEDGERS_KEY, entry.place)
     return Ledger("", 0, 0) if found is None else Ledger.read(found)
+
+
+def records(url: str) -> list[UsageRecord]:
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        found = client.xrange(USAGE_STREAM)
+    return [msgspec.json.decode(fields[b"record"], type=UsageRecord) for _, fields in found]
+
+
+async def begun_then_lost(
+    engine: FakeEngine, job_id: str, request: GenerateRequest
+) -> AsyncIterator[list[Any]]:
+    """It has the prompt in its batch, and dies of it."""
+    yield [ERROR, {"code": "engine_lost", "message": "gone", "param": None}]
 
 
 def held_members(url: str) -> list[str]:
@@ -107,10 +123,11 @@ async def test_a_budget_that_cannot_pay_for_the_next_choice_still_refuses(open_g
     assert "$0.00001 of $0.00001 is left" in error["message"]
 
 
+@pytest.mark.parametrize("begun", [False, True])
 async def test_many_at_once_that_all_fall_back_never_hold_more_than_the_budget_has(
-    open_gateway: Opener,
+    open_gateway: Opener, begun: bool
 ) -> None:
-    entry = budget(6 * MOST_NANO + 1)
+    entry = budget(6 * MOST_NANO + 1, Scope.ROUTE)
     seen: list[Ledger] = []
     async with open_gateway() as gateway:
         table = priced(("first", "second"), entry)
@@ -119,23 +136,29 @@ async def test_many_at_once_that_all_fall_back_never_hold_more_than_the_budget_h
             for key, one in table.deployments.items()
         }
         await has_table(gateway, dataclasses.replace(table, deployments=roomy))
-        async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello", "!")) as second:
+        async with (
+            engine(gateway, "first", begun_then_lost if begun else LOST),
+            engine(gateway, "second", words("hello", "!")) as second,
+        ):
             await all_ready(gateway, ("first", "second"))
             second.gate.clear()
             asked = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(30)]
 
             def looked() -> bool:
                 seen.append(ledger(gateway.redis_url, entry))
-                return sum(one.done() for one in asked) >= 24 or len(second.jobs) > 6
+                return sum(one.done() for one in asked) + len(second.jobs) == len(asked)
 
             await until(looked)
-            await until(lambda: len(second.jobs) >= 6)
             seen.append(ledger(gateway.redis_url, entry))
             second.gate.set()
             answers = [await one for one in asked]
             served = sum(one.status == 200 for one in answers)
-            await settled(gateway, entry, served * COST_NANO)
-    assert served == 6
+            await until(lambda: gateway.runtime._settler.idle)
+            bills = sum(not one.key and one.cost_nano == PROMPT_NANO for one in records(gateway.redis_url))
+            await settled(gateway, entry, served * COST_NANO + bills * PROMPT_NANO)
+    most = (entry.limit_nano - bills * PROMPT_NANO) // MOST_NANO
+    assert (0 < served <= most) if begun else (served == most == 6)
+    assert bool(bills) == begun
     assert max(one.spent_nano + one.held_nano for one in seen) <= entry.limit_nano
 
 
@@ -190,3 +213,76 @@ async def test_a_choice_that_refused_a_request_holds_nothing_of_it(open_gateway:
             await settled(gateway, entry, COST_NANO)
     assert answer.headers["x-mmserve-model"] == "second@1"
     assert held == MOST_NANO
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_an_attempt_that_gave_way_to_another_is_billed_to_the_route_and_not_to_the_key(
+    open_gateway: Opener, slow: bool
+) -> None:
+    key, route = budget(10 * MOST_NANO), budget(10 * MOST_NANO, Scope.ROUTE)
+    script = words("late") if slow else begun_then_lost
+    async with open_gateway() as gateway:
+        await has_table(gateway, priced(("first", "second"), key, route, first_token_s=0.3 if slow else None))
+        async with (
+            engine(gateway, "first", script) as first,
+            engine(gateway, "second", words("hello", "!")) as second,
+        ):
+            await all_ready(gateway, ("first", "second"))
+            if slow:
+                first.gate.clear()
+            second.gate.clear()
+            asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+            await until(lambda: second.jobs)
+            held = [ledger(gateway.redis_url, one) for one in (key, route)]
+            second.gate.set()
+            answer = await asked
+            await settled(gateway, key, COST_NANO)
+            await settled(gateway, route, COST_NANO + PROMPT_NANO)
+            [lost] = [one for one in records(gateway.redis_url) if not one.key]
+            assert held_members(gateway.redis_url) == []
+    # While the second one runs, what the first one cost is held of the route's budget, or charged already.
+    assert [one.spent_nano + one.held_nano for one in held] == [MOST_NANO, MOST_NANO + PROMPT_NANO]
+    assert answer.headers["x-mmserve-model"] == "second@1"
+    assert answer.headers["x-mmserve-cost-usd"] == in_usd(COST_NANO)
+    assert (lost.route, lost.served_id, lost.count) == (ROUTE, "first@1", 0)
+    assert lost.cost_nano == lost.other_cost_nano == PROMPT_NANO
+
+
+async def test_the_next_choice_is_refused_where_it_and_the_bill_of_the_last_one_are_too_much(
+    open_gateway: Opener,
+) -> None:
+    route = budget(MOST_NANO + PROMPT_NANO - 1, Scope.ROUTE)
+    async with open_gateway() as gateway:
+        await has_table(gateway, priced(("first", "second"), route))
+        async with (
+            engine(gateway, "first", begun_then_lost),
+            engine(gateway, "second", words("hello")) as second,
+        ):
+            await all_ready(gateway, ("first", "second"))
+            answer = await gateway.client.post("/v1/completions", BODY)
+            await settled(gateway, route, PROMPT_NANO)
+            assert not second.jobs
+    assert answer.status == 503
+    assert "second@1: The route cannot pay" in answer.json()["error"]["message"]
+
+
+async def test_a_client_that_leaves_does_not_pay_for_the_choice_that_was_given_up(
+    open_gateway: Opener,
+) -> None:
+    key, route = budget(10 * MOST_NANO), budget(10 * MOST_NANO, Scope.ROUTE)
+    async with open_gateway() as gateway:
+        await has_table(gateway, priced(("first", "second"), key, route))
+        async with (
+            engine(gateway, "first", begun_then_lost),
+            engine(gateway, "second", words("hello")) as second,
+        ):
+            await all_ready(gateway, ("first", "second"))
+            second.pulling.clear()
+            await asyncio.sleep(1.1)  # it gives up what it was waiting for
+            async with gateway.client.begin("/v1/completions", BODY) as (_, _, left):
+                await until(lambda: any(flight.attempt > 1 for flight in gateway.runtime.hub))
+                await until(lambda: len(records(gateway.redis_url)) == 1)
+                left.set()
+            await until(lambda: len(records(gateway.redis_url)) == 2)
+            await settled(gateway, key, 0)
+            await settled(gateway, route, PROMPT_NANO)

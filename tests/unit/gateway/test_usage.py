@@ -41,11 +41,6 @@ def test_a_failure_costs_only_what_the_client_has_of_it(delivered, cost):
     assert cost_nano(used(delivered=delivered), BY_TOKENS, "engine_lost") == cost
 
 
-def test_a_hedge_that_lost_is_in_the_cost_whatever_became_of_the_request():
-    assert cost_nano(used(other_cost_nano=77), BY_TOKENS) == 18_077
-    assert cost_nano(used(other_cost_nano=77), BY_TOKENS, "engine_lost") == 77
-
-
 def test_the_device_hour_is_paid_by_the_measured_share():
     assert cost_nano(used(engine_s=2.0), BY_HOUR) == 2 * NANO // 1000
 
