@@ -154,10 +154,12 @@ def ramp_experiment(
     # Not just the next one: other shares than at the last step may have made it smaller than what there is.
     row.ramp_step = next(place for place, step in enumerate(steps) if step > before)
     row.exposure = steps[row.ramp_step]
+    summary = report.summary()
     row.step_at = timezone.now()
+    row.requests_before_step = {one.arm.name: one.requests for one in report.arms}
     row.deal = _deal(row, arms)
     to = State.RUNNING if row.exposure >= 1 else State.RAMPING
-    data = {**report.summary(), "from": before, "to": row.exposure}
+    data = {**summary, "from": before, "to": row.exposure}
     return _move(row, to, "experiment.ramped", actor, reason, data)
 
 
@@ -179,6 +181,7 @@ def change_shares(row: Experiment, weights: Mapping[str, int], *, actor: str, re
     row.phase += 1
     row.deal = _deal(row, arms)
     row.step_at = timezone.now()
+    row.requests_before_step = {}
     data = {**summary, "arms": _arms_of(row), "new_phase": row.phase}
     return _move(row, row.state, "experiment.shares", actor, reason, data, same=True)
 

@@ -35,6 +35,7 @@ class ArmReport:
     arm: Arm
     share: float
     requests: int
+    step_requests: int  # of them, since the present step of the ramp began
     units: int  # distinct ones, in the sample
     totals: Totals = field(repr=False)
 
@@ -110,6 +111,7 @@ class Report:
             "phase": self.experiment.phase,
             "exposure": self.experiment.exposure,
             "requests": {one.arm.name: one.requests for one in self.arms},
+            "step_requests": {one.arm.name: one.step_requests for one in self.arms},
             "units": self.distinct_units,
             "metric": self.primary.name,
             "primary": primary,
@@ -144,16 +146,19 @@ def report_of(experiment: Experiment, *, now: datetime.datetime | None = None) -
     units = sample.counts()
     arms = list(experiment.arms.all())
     weights = sum(arm.weight for arm in arms) or 1
-    reports = [
-        ArmReport(
-            arm=arm,
-            share=arm.weight / weights,
-            totals=stored.get(arm.name) or Totals(),
-            requests=stored[arm.name].requests if arm.name in stored else 0,
-            units=units.get(arm.pk, 0),
+    reports = []
+    for arm in arms:
+        totals = stored.get(arm.name) or Totals()
+        reports.append(
+            ArmReport(
+                arm=arm,
+                share=arm.weight / weights,
+                totals=totals,
+                requests=totals.requests,
+                step_requests=totals.requests - experiment.requests_before_step.get(arm.name, 0),
+                units=units.get(arm.pk, 0),
+            )
         )
-        for arm in arms
-    ]
     control = next((one for one in reports if one.arm.is_control), None)
     treatments = [one for one in reports if not one.arm.is_control]
     comparisons = _comparisons(experiment, control, treatments)
@@ -373,6 +378,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "control": one.arm.is_control,
                 "share": _rounded(one.share),
                 "requests": one.requests,
+                "step_requests": one.step_requests,
                 "sampled_units": one.units,
                 "errors": int(one.totals.sums[m.ERRORS].sum()),
             }

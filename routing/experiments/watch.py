@@ -100,9 +100,9 @@ def step_is_due(row: Experiment, now: datetime.datetime) -> bool:
 def waits_for(report: Report) -> str:
     """What keeps a step waiting, however long it has lasted; empty if nothing does."""
     row = report.experiment
-    few = [one for one in report.arms if one.requests < row.step_requests]
+    few = [one for one in report.arms if one.step_requests < row.step_requests]
     if few:
-        have = ", ".join(f"{one.arm.name} has {one.requests}" for one in few)
+        have = ", ".join(f"{one.arm.name} has {one.step_requests}" for one in few)
         return f"{have} of the {row.step_requests} requests that a step needs of each arm."
     if report.tight:
         return f"{report.tight[0].words}."

@@ -209,7 +209,7 @@ class Experiment(models.Model):
     step_requests = models.PositiveIntegerField(
         default=100,
         validators=[MaxValueValidator(10**9)],
-        help_text="requests that each arm has by then at least",
+        help_text="requests that each arm has in each step at least",
     )
     state = models.CharField(max_length=20, choices=State, default=State.DRAFT, editable=False)
     state_reason = models.TextField(blank=True, editable=False)
@@ -229,6 +229,8 @@ class Experiment(models.Model):
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     started_at = models.DateTimeField(null=True, editable=False)
     step_at = models.DateTimeField(null=True, editable=False)
+    # What each arm had of the phase's requests when the step began, by name; what is missing is none.
+    requests_before_step = models.JSONField(default=dict, editable=False)
     ended_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import random
 import time
 from typing import Any
 
 import pytest
 import redis
+from django.apps import apps
 from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
@@ -244,6 +246,71 @@ def test_the_watch_walks_the_whole_ramp_and_looks_at_the_guardrails_before_each_
         assert step.data["guardrails"][0]["metric"] == "error_rate"
         assert step.data["guardrails"][0]["state"] != "broken"
         assert step.data["to"] > step.data["from"]
+
+
+def test_each_step_waits_for_its_own_requests_however_many_came_before(
+    browser: Client, draft: Experiment
+) -> None:
+    actions.update_experiment(draft, actor="tests", step_minutes=0, step_requests=100)
+    actions.start_experiment(draft, actor="tests")
+    watch = ExperimentWatch()
+
+    def after(users: int, first: int) -> float:
+        settle(traffic(users, first=first, errors=(0.0, 0.0)))
+        watch.look()
+        watch.look()  # time alone takes no step
+        draft.refresh_from_db()
+        return draft.exposure
+
+    assert after(3000, 0) == 0.02
+    assert after(12_000, 10_000) == 0.1  # 100 of each arm at 2%
+    assert after(1000, 30_000) == 0.1
+    page = browser.get(f"/admin/routing/experiment/{draft.pk}/change/").content.decode()
+    assert "of the 100 requests that a step needs of each arm." in page
+    assert after(2000, 40_000) == 0.2
+    assert after(500, 50_000) == 0.2
+    step = draft_events(draft)[-1].data
+    assert all(100 <= count < 200 for count in step["step_requests"].values())
+    assert all(count > 200 for count in step["requests"].values())
+
+
+def test_new_shares_and_a_pause_in_the_middle_of_a_ramp_still_need_the_steps_requests(
+    draft: Experiment,
+) -> None:
+    none = (0.0, 0.0)
+    actions.update_experiment(draft, actor="tests", step_minutes=0, step_requests=50, ramp=[10, 25])
+    actions.start_experiment(draft, actor="tests")
+    settle(traffic(1000, errors=none))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.exposure == 0.5
+    actions.change_shares(draft, {"control": 60, "new": 40}, actor="tests")
+    settle(traffic(100, first=2000, errors=none))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert (draft.state, draft.phase) == (State.RAMPING, 2)
+    actions.pause_experiment(draft, actor="tests")
+    actions.resume_experiment(draft, actor="tests")
+    # What was counted at this exposure before the pause counts; it is the phase's first step.
+    settle(traffic(300, first=3000, errors=none))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.exposure == 0.625
+
+
+def test_a_ramp_that_began_before_steps_were_counted_counts_from_the_migration_on(draft: Experiment) -> None:
+    actions.update_experiment(draft, actor="tests", step_minutes=0, step_requests=50)
+    actions.start_experiment(draft, actor="tests")
+    settle(traffic(10_000, errors=(0.0, 0.0)))
+    migration = importlib.import_module("routing.migrations.0008_requests_before_step")
+    migration.count_from_now(apps, None)
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.exposure == 0.02
+    settle(traffic(8000, first=20_000, errors=(0.0, 0.0)))
+    ExperimentWatch().look()
+    draft.refresh_from_db()
+    assert draft.exposure == 0.1
 
 
 def test_the_watch_rolls_back_on_a_broken_guardrail_with_the_numbers(draft: Experiment) -> None:
