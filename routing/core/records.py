@@ -91,8 +91,8 @@ class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     other_cost_nano: int = 0  # the part of it for attempts that gave way to others: hedges, fallbacks
 
 
-# Refusals of ours that say that what was chosen could not serve, though their status is not 5xx.
-ARM_FAILURES = ("queue_full", "context_length_exceeded")
+# Refusals that say that what was chosen could not serve, or at its price could not be paid, though they are no 5xx.
+ARM_FAILURES = ("queue_full", "context_length_exceeded", "insufficient_quota")
 
 
 def counts_for_its_arm(record: UsageRecord) -> bool:

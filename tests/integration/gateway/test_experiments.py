@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pytest
 import redis
 
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
+from routing.core.cost import BudgetEntry, Period, Prices, Scope
 from routing.core.records import USAGE_STREAM, UsageRecord, shadow_key
 from routing.core.route import CandidateEntry, Constraints, RouteEntry
 from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
-from tests.integration.gateway.conftest import KEY, Gateway, heard
+from routing.experiments.settle import outcome_of
+from tests.integration.gateway.conftest import KEY, Gateway, Opener, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
 from tests.integration.gateway.waiting import until
 
@@ -132,6 +137,39 @@ async def test_a_request_that_nobody_serves_is_the_arms_failure(open_gateway):
         (record,) = await records(gateway, 1)
     assert answer.status == 503
     assert (record.status, record.outcome, record.assignments) == (503, "model_not_loaded", {"faster": "new"})
+
+
+@pytest.mark.parametrize("dear", [False, True])
+async def test_a_budget_that_cannot_pay_the_price_of_an_arm_is_that_arms_failure(
+    open_gateway: Opener, dear: bool
+) -> None:
+    """Else the dearer arm would lose exactly the requests that it was too dear for, and nobody would see it."""
+    found = table(experiment(deal=deal((), {1: 0 if dear else 10_000, 2: 10_000 if dear else 0})))
+    dollars = {"acme/echo@1": Decimal(1), "acme/echo@2": Decimal(10)}
+    versions = {
+        key: dataclasses.replace(one, prices=Prices.of(per_million_output=dollars[key]))
+        for key, one in found.versions.items()
+    }
+    # Eight tokens: 8,000 nano-dollars of the one, 80,000 of the other.
+    limit = BudgetEntry(
+        id="b", name="budget", scope=Scope.KEY, subject="k1", period=Period.TOTAL, limit_nano=9_000
+    )
+    budgets = {(Scope.KEY.value, "k1"): (limit,)}
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")),
+        FakeEngine(gateway.redis_url, gateway.layer, deployment="other", script=words("Hi")),
+    ):
+        gateway.runtime.table._table = dataclasses.replace(found, versions=versions, budgets=budgets)
+        loads = gateway.runtime.live.loads
+        await until(lambda: all(name in loads and loads[name].ready for name in ("echo", "other")))
+        answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        (record,) = await records(gateway, 1)
+    assert answer.status == (429 if dear else 200), answer.body
+    assert record.assignments == {"faster": "new" if dear else "control"}
+    assert record.units["faster"].startswith("3.")
+    counted = outcome_of(record, 1)
+    assert (counted.failed, counted.succeeded) == (dear, not dear)
 
 
 async def test_an_answer_that_declines_is_marked_in_experiments_only(open_gateway):
