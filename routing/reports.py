@@ -50,7 +50,7 @@ class Asked:
 
 def usage_rows(asked: Asked) -> QuerySet[UsageHour]:
     """The rows that a report is made of."""
-    rows = UsageHour.objects.filter(hour__gte=asked.begins_at, **asked.names)
+    rows = UsageHour.objects.of_names(asked.names).filter(hour__gte=asked.begins_at)
     return rows if asked.until is None else rows.filter(hour__lt=asked.until)
 
 

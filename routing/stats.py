@@ -27,7 +27,7 @@ def window_begin(window_s: int) -> datetime.datetime:
 def stats(window_s: int, names: Mapping[str, str], limit: int) -> tuple[list[dict[str, Any]], int]:
     """A row for each route, version and arm that had a request, the busiest first; and how many were left out."""
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    rows = StatsMinute.objects.filter(minute__gte=window_begin(window_s), **names)
+    rows = StatsMinute.objects.of_names(names).filter(minute__gte=window_begin(window_s))
     for row in rows.iterator(chunk_size=1000):
         place = tuple(getattr(row, name) for name in GROUP)
         sums = groups.get(place)

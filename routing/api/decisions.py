@@ -140,7 +140,11 @@ class StatsQuery(QuerySerializer):
     route = serializers.CharField(required=False, max_length=200)
     model = serializers.CharField(required=False, max_length=200)
     version = serializers.CharField(required=False, max_length=310)
-    arm = serializers.CharField(required=False, max_length=500)
+    arm = serializers.CharField(
+        required=False,
+        max_length=500,
+        help_text="experiment/arm, whatever other experiments a request was in",
+    )
     limit = serializers.IntegerField(min_value=1, max_value=1000, required=False, default=200)
 
 

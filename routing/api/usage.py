@@ -43,7 +43,11 @@ class UsageQuery(QuerySerializer):
     route = serializers.CharField(required=False, max_length=200)
     model = serializers.CharField(required=False, max_length=200)
     version = serializers.CharField(required=False, max_length=310, help_text="name@version")
-    arm = serializers.CharField(required=False, max_length=500, help_text="experiment/arm")
+    arm = serializers.CharField(
+        required=False,
+        max_length=500,
+        help_text="experiment/arm, whatever other experiments a request was in",
+    )
     limit = serializers.IntegerField(min_value=1, max_value=MAX_ROWS, required=False, default=100)
     cursor = serializers.CharField(required=False, default=None, max_length=4000)
 

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 from django.db import models
+from django.db.models import F, Value
+from django.db.models.functions import Concat, StrIndex
+from django.db.models.lookups import GreaterThan
 
 COUNTS = ("requests", "errors", "cancelled", "prompt_tokens", "cached_tokens", "completion_tokens",
           "cost_nano", "other_cost_nano", "engine_us")  # fmt: skip
+
+
+class NamedRows(models.QuerySet):
+    """Sums by the names of what they are of."""
+
+    def of_names(self, names: Mapping[str, str]) -> Self:
+        """Those of these names; of an arm also those of requests that were in other experiments as well."""
+        exact = {name: value for name, value in names.items() if name != "arm" or not value}
+        rows = self.filter(**exact)
+        for arm in filter(None, names.get("arm", "").split(",")):
+            listed = Concat(Value(","), F("arm"), Value(","), output_field=models.CharField())
+            rows = rows.filter(GreaterThan(StrIndex(listed, Value(f",{arm},")), 0))
+        return rows
 
 
 class UsageHour(models.Model):
@@ -27,6 +46,8 @@ class UsageHour(models.Model):
     cost_nano = models.BigIntegerField(default=0)
     other_cost_nano = models.BigIntegerField(default=0)
     engine_us = models.BigIntegerField(default=0)
+
+    objects = NamedRows.as_manager()
 
     class Meta:
         verbose_name = "usage"
@@ -64,6 +85,8 @@ class StatsMinute(models.Model):
     ttft = models.JSONField(default=dict)  # bucket to count
     tpot = models.JSONField(default=dict)
     e2e = models.JSONField(default=dict)
+
+    objects = NamedRows.as_manager()
 
     class Meta:
         default_permissions = ()

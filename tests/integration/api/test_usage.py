@@ -51,6 +51,31 @@ def test_usage_is_grouped_filtered_and_summed(manager: APIClient, used: None) ->
     assert [(row["model"], row["requests"]) for row in longer["data"]] == [("m", 4), ("n", 1)]
 
 
+def test_an_arm_is_found_whatever_other_experiments_its_requests_were_in(
+    manager: APIClient, client: Any, put: Put, db: None
+) -> None:
+    put(
+        record(assignments={"e": "a"}, cost_nano=1_000),
+        record(assignments={"e": "a", "shadow": "control"}, cost_nano=2_000),
+        record(assignments={"before": "x", "e": "a"}, cost_nano=4_000),
+        record(assignments={"e": "A"}, cost_nano=8_000),
+        record(assignments={"e": "a2", "some": "a"}, cost_nano=16_000),
+        record(assignments={"e": "b"}, cost_nano=32_000),
+        record(cost_nano=64_000),
+    )
+    rollup.roll_up_all(client)
+    for path in ("/v1/usage?by=arm&arm=", "/v1/routing/stats?window=1h&arm="):
+        for arm, micros in (
+            ("e/a", 7),
+            ("shadow/control", 2),
+            ("e/a,shadow/control", 2),
+            ("e/A", 8),
+            ("a", 0),
+        ):
+            rows = manager.get(f"{path}{arm}").json()["data"]
+            assert round(sum(float(row["cost_usd"]) for row in rows) * 1e6) == micros, (path, arm)
+
+
 def test_usage_comes_in_pages_that_neither_miss_nor_repeat(manager: APIClient, used: None) -> None:
     whole = manager.get("/v1/usage?by=day,key,model&since=60d").json()["data"]
     rows, cursor = [], ""
