@@ -22,7 +22,7 @@ from routing.actions import experiments as actions
 from routing.actions.feedback import give_feedback
 from routing.experiments.plan import plan_of
 from routing.experiments.report import as_json, report_of
-from routing.models.experiments import ExclusionGroup, Experiment, Feedback, check_name
+from routing.models.experiments import ExclusionGroup, Experiment, Exposure, Feedback, check_name
 
 TIMELINE = 200
 MAX_SCORES = 16
@@ -348,6 +348,10 @@ class FeedbackAnswer(serializers.Serializer):
     object = serializers.ChoiceField(["feedback"])
     request_id = serializers.CharField()
     values = serializers.DictField(child=serializers.FloatField())
+    in_experiment = serializers.BooleanField(
+        help_text="Whether the request is known to be of an experiment. If not, it was in none, is not settled yet "
+        "(its feedback waits for a day), or is forgotten: then an experiment counts it no more."
+    )
 
 
 class FeedbackView(APIView):
@@ -373,6 +377,7 @@ class FeedbackView(APIView):
             "values": dict(
                 Feedback.objects.filter(request_id=kept[0].request_id).values_list("name", "value")
             ),
+            "in_experiment": Exposure.objects.filter(pk=kept[0].request_id).exists(),
         }
         return Response(answer, status=status.HTTP_200_OK)
 

@@ -12,6 +12,7 @@ from mmserve.errors import Conflict
 from routing.actions.experiments import ramp_experiment, roll_back_experiment
 from routing.experiments.report import Report, report_of
 from routing.experiments.settle import forget, join_feedback
+from routing.feedback_rows import copy_traits
 from routing.models.experiments import LIVE, ArmTotals, Experiment, State
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ExperimentWatch:
             return
         self._looked_at = monotonic
         join_feedback()
+        copy_traits()
         self.look()
         if monotonic - self._forgot_at >= FORGET_EVERY_S:
             self._forgot_at = monotonic

@@ -338,6 +338,9 @@ class Feedback(models.Model):
     # What an experiment has counted of it; null until the request's exposure is known.
     counted = models.FloatField(null=True)
     pending = models.BooleanField(default=True, db_index=True)
+    # What a scorer learns from: of a rating, what answered and the prompt's traits, copied while the decision is kept.
+    served_id = models.CharField(max_length=320, default="")
+    traits = models.JSONField(null=True)
 
     class Meta:
         verbose_name_plural = "feedback"

@@ -23,7 +23,8 @@ MAX_ROWS = 1_000_000
 class Command(DataCommand):
     help = (
         "Learn the scorer of balanced routes and auto from rated answers, and keep it with its evaluation. Without "
-        "a file: from the feedback for decisions that are still kept. Exit codes: 0 done, 5 a wrong or too little data."
+        "a file: from the ratings that came while their decisions were kept. "
+        "Exit codes: 0 done, 5 a wrong or too little data."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

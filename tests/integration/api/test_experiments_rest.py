@@ -139,10 +139,11 @@ def test_feedback_counts_once_whether_it_comes_before_or_after_the_record(
     for record in records:
         record.key = str(infer_key[0].pk)
     early, late = records[0], records[1]
-    assert rate(reader, f"chatcmpl-{early.request_id}", rating=1).status_code == 200
+    assert rate(reader, f"chatcmpl-{early.request_id}", rating=1).json()["in_experiment"] is False
     assert join_feedback() == 0
     settle(records)
-    assert rate(reader, late.request_id, rating=0.5).json()["values"] == {"rating": 0.5}
+    answer = rate(reader, late.request_id, rating=0.5).json()
+    assert (answer["values"], answer["in_experiment"]) == ({"rating": 0.5}, True)
     assert join_feedback() == 2
     assert ratings(draft) == (2, 1.5)
     assert rate(reader, late.request_id, rating=0.5).status_code == 200  # the same again

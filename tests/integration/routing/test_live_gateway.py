@@ -19,9 +19,11 @@ from inference.notify import connection
 from inference.snapshot import routing_table
 from registry import revision
 from routing.actions.routes import create_route
-from routing.core.records import DECISIONS_KEY
+from routing.core.records import DECISIONS_KEY, decision_key
 from routing.core.scorer import TRAITS
 from routing.core.table import RoutingTable
+from routing.experiments.watch import ExperimentWatch
+from routing.models.experiments import Feedback
 from routing.models.routes import TrainedScorer
 from tests.integration.api.conftest import ada, manage_key, manager, source
 from tests.integration.gateway.conftest import Gateway
@@ -202,3 +204,30 @@ def test_the_scorer_learns_from_stored_feedback(
     assert found["gain"] > 0.1
     weights = dict(zip(TRAITS, row.weights["acme/large@1"], strict=True))
     assert weights["code"] > 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_scorer_learns_from_ratings_long_after_their_decisions_are_gone(
+    manager: APIClient, versions: Any, opened: Callable[[], Process], early: bool
+) -> None:
+    create_route("fast", actor="tests", policy="balanced", candidates=lines("acme/large"))
+    process, asked = opened(), []
+    for number in range(24):
+        asked.append(process.ask("def f(x):\n    return x" if number % 2 else "Who wrote Faust?"))
+    seen(lambda: connection().zcard(DECISIONS_KEY) == len(asked))
+    keys = [decision_key(one) for one in asked]
+    kept = connection().mget(keys)
+    if early:  # the ratings are there before the decisions are
+        connection().delete(*keys)
+    for number, decision in enumerate(asked):
+        body = {"request_id": decision, "rating": float(number % 2)}
+        assert manager.post("/v1/feedback", body, format="json").json()["in_experiment"] is False
+    assert Feedback.objects.filter(traits__isnull=False).count() == (0 if early else len(asked))
+    if early:
+        connection().mset(dict(zip(keys, kept, strict=True)))
+        ExperimentWatch().step(0.0)
+    connection().delete(*keys)
+
+    run("router_train", "--use")
+
+    assert TrainedScorer.objects.get().rows == len(asked)
