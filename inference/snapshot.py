@@ -20,6 +20,7 @@ from inference.models import Deployment
 from registry.models import Alias, Model, ModelVersion, VersionState
 from registry.revision import current
 from routing.core.cost import Prices
+from routing.core.route import Cause
 from routing.core.scorer import assumed_quality
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from routing.experiments.table import experiment_entries
@@ -27,6 +28,7 @@ from routing.route_entries import route_entries, scorer_in_use
 from routing.spending import budget_entries
 
 REMEMBERED = 65_536
+MS = 1e-3
 PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hour")
 
 
@@ -34,9 +36,9 @@ PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hou
 def routing_table() -> RoutingTable:
     """Read the whole table in ten queries, however many rows there are."""
     revision = current()
-    names, tags = {}, {}
-    for pk, name, words in Model.objects.order_by().values_list("pk", "name", _text("tags")):
-        names[pk], tags[pk] = name, words
+    names, tags, chains = {}, {}, {}
+    for pk, name, words, *chain in _model_rows():
+        names[pk], tags[pk], chains[pk] = name, words, chain
     # Aliases and deployments may name an archived version, which is no candidate. What was made between two of
     # these queries is left out: its revision is a later one, and brings the next table.
     served: dict[int, str] = {}
@@ -57,7 +59,7 @@ def routing_table() -> RoutingTable:
             defaults[model] = served[version]
     return RoutingTable.build(
         revision=revision,
-        models=[ModelEntry(id=name, default=defaults.get(pk)) for pk, name in names.items()],
+        models=[_model(name, defaults.get(pk), *chains[pk]) for pk, name in names.items()],
         versions=versions.values(),
         aliases=aliases,
         deployments=[
@@ -69,6 +71,12 @@ def routing_table() -> RoutingTable:
         experiments=experiment_entries(),
         routes=route_entries(),
         scorer=scorer_in_use(),
+    )
+
+
+def _model_rows() -> Any:
+    return Model.objects.order_by().values_list(
+        "pk", "name", _text("tags"), _text("fallbacks"), _text("no_fallback_on"), "first_token_ms"
     )
 
 
@@ -98,6 +106,19 @@ def _deployment_rows() -> Any:
         "failure",
         "tensor_parallel",
         _text("past_loads"),
+    )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _model(
+    name: str, default: str | None, fallbacks: str, no_fallback_on: str, first_token_ms: int | None
+) -> ModelEntry:
+    return ModelEntry(
+        id=name,
+        default=default,
+        fallbacks=tuple(json.loads(fallbacks)),
+        fallback_on=frozenset(Cause) - _words(no_fallback_on),
+        first_token_s=None if first_token_ms is None else first_token_ms * MS,
     )
 
 

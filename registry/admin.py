@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
 
+from mmserve.errors import ModelNotFound
 from registry import (
     actions,
     admin_aliases,  # noqa: F401 - registers its page
@@ -33,6 +34,7 @@ from registry.admin_parts import (
     markdown,
     progress_bars,
 )
+from registry.lookup import find, find_candidate
 from registry.models import PUBLISHED, Alias, Model, ModelVersion, VersionFile, VersionState
 
 FACT_LABELS = {
@@ -112,12 +114,15 @@ class ModelPage(ActionAdmin):
     form = ModelForm
     inlines = (VersionInline, AliasInline)
     DESCRIBING = ("display_name", "description", "owner", "team", "licence", "tags", "links")
+    CHAIN = ("fallbacks", "first_token_ms", "no_fallback_on")
     TRUST = ("trust_remote_code", "allow_pickle")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        described = self.get_readonly_fields(request, obj) or ("name",)
+        described = ("name", "slug", "risks", "described", "linked") if obj else ("name",)
+        failing = ("stand_ins",) if obj else ()
         return [
             (None, {"fields": (*described, *self.DESCRIBING, "reason")}),
+            ("When it fails", {"fields": (*failing, *self.CHAIN)}),
             ("Trust: both let files run code on this machine", {"fields": (self.TRUST,)}),
         ]
 
@@ -166,7 +171,11 @@ class ModelPage(ActionAdmin):
         return rows.prefetch_related("aliases__version").annotate(number=Count("versions"))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        return ("name", "slug", "risks", "described", "linked") if obj else ()
+        return ("name", "slug", "risks", "described", "linked", "stand_ins") if obj else ()
+
+    @display(description="Who stands in for it now")
+    def stand_ins(self, obj: Model) -> SafeString | str:
+        return facts_table((target, _meaning(target)) for target in obj.fallbacks) if obj.fallbacks else "–"
 
     @display(description="Links, as shown")
     def linked(self, obj: Model) -> SafeString | str:
@@ -190,7 +199,7 @@ class ModelPage(ActionAdmin):
         return going, {"models": len(objs)}, set(), []
 
     def create_row(self, obj: Model, *, actor: str, reason: str, form: Any) -> Model:
-        fields = {name: getattr(obj, name) for name in (*self.DESCRIBING, *self.TRUST)}
+        fields = {name: getattr(obj, name) for name in (*self.DESCRIBING, *self.CHAIN, *self.TRUST)}
         return actions.register_model(obj.name, actor=actor, reason=reason, **fields)
 
     def update_row(self, obj: Model, *, actor: str, reason: str, changes: dict[str, Any], form: Any) -> None:
@@ -464,6 +473,20 @@ def _meanings(aliases: list[Alias]) -> str:
 def risks_of(model: Model) -> list[str]:
     """What the operator allowed the model's files to do."""
     return [words for field, words in RISKS.items() if getattr(model, field)]
+
+
+def _meaning(target: str) -> str:
+    """The version that a fallback stands for now, or why it stands for none."""
+    try:
+        find_candidate(target)
+        found = find(target)
+    except ModelNotFound as error:
+        return error.message
+    if isinstance(found, Model):
+        found = found.aliases.filter(is_default=True).select_related("version__model").first() or found
+    if isinstance(found, Model):
+        return "nobody: it has no default version"
+    return found.version.served_id if isinstance(found, Alias) else found.served_id
 
 
 def _fact(name: str, value: Any) -> str:

@@ -7,13 +7,16 @@ import re
 from typing import Any
 
 from django import forms
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
 from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
 )
 
 from registry.admin_base import ReasonForm, ReasonModelForm
-from registry.models import CAPABILITIES, check_label
+from registry.models import CAPABILITIES, CAUSES, MAX_FALLBACKS, check_label
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 BYTES = re.compile(rf"(\d{{1,18}}(?:\.\d{{1,6}})?)\s*({'|'.join(UNITS)})?")
@@ -82,6 +85,14 @@ class BytesField(forms.Field):
             return True
 
 
+class InARow(UnfoldAdminCheckboxSelectMultipleWidget):
+    """Boxes to check, each before its word."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        """By the project's own template, which a form's renderer does not know."""
+        return render_to_string("admin/parts/checks.html", self.get_context(name, value, attrs))
+
+
 class ModelForm(ReasonModelForm):
     """A model."""
 
@@ -91,6 +102,17 @@ class ModelForm(ReasonModelForm):
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
     )
     tags = WordsField(required=False, help_text="Words with commas between them; key=value among them.")
+    fallbacks = WordsField(
+        required=False,
+        help_text="Who stands in for it, the first one first, with commas between them: name, name@version or "
+        f"name@alias, {MAX_FALLBACKS} at most.",
+    )
+    no_fallback_on = forms.MultipleChoiceField(
+        label="No fallback is tried after",
+        required=False,
+        choices=[(cause, cause) for cause in CAUSES],
+        widget=InARow,
+    )
 
 
 class VersionForm(ReasonModelForm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from mmserve.errors import ModelNotFound
-from registry.models import LABEL, MODEL_NAME, Alias, Model, ModelVersion
+from registry.models import LABEL, MODEL_NAME, Alias, Model, ModelVersion, VersionState
 
 NEAR_NAMES = 3
 # Names that are compared for a near one: a bound, not a page.
@@ -44,6 +44,13 @@ def find(model_id: str) -> Model | ModelVersion | Alias:
     name, at, label = model_id.partition("@")
     model = find_model(name)
     return find_label(model, label) if at else model
+
+
+def find_candidate(target: str) -> None:
+    """Raise ModelNotFound unless there is something of this name that may serve."""
+    found = find(target)
+    if isinstance(found, ModelVersion) and found.state == VersionState.ARCHIVED:
+        raise ModelNotFound(f"{found.served_id} is archived: restore it first.", param="model")
 
 
 def find_version(model_id: str) -> ModelVersion:

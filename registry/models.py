@@ -18,6 +18,11 @@ MAX_MODEL_NAME_CHARS = 190
 CAPABILITIES = ("completion", "chat", "embedding", "tools", "json", "vision")
 MAX_TAGS, MAX_TAG_CHARS, MAX_LINKS, MAX_OPTIONS = 50, 100, 20, 100
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MAX_TARGET_CHARS = 301
+# With the model itself as many as anybody tries (routing.core.chain.CHAIN).
+MAX_FALLBACKS = 7
+# Why a request goes to somebody else (routing.core.route.Cause).
+CAUSES = ("error", "timeout", "overload", "context", "breaker", "budget")
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,99}")
 
 
@@ -35,6 +40,31 @@ def check_label(value: str) -> None:
     """A version's or alias's name."""
     if not LABEL.fullmatch(value):
         raise ValidationError("letters, digits, '.', '_' and '-' only", code="name")
+
+
+def check_target(value: str) -> None:
+    """``name``, ``name@version`` or ``name@alias``."""
+    name, at, label = value.partition("@")
+    if not MODEL_NAME.fullmatch(name) or name == "auto" or (at and not LABEL.fullmatch(label)):
+        raise ValidationError("a model's name, name@version or name@alias", code="target")
+
+
+def check_fallbacks(value: object) -> None:
+    """A short list of distinct targets."""
+    if not isinstance(value, list) or len(value) > MAX_FALLBACKS:
+        raise ValidationError(f"a list of at most {MAX_FALLBACKS} models", code="fallbacks")
+    for place, target in enumerate(value):
+        if not isinstance(target, str) or len(target) > MAX_TARGET_CHARS:
+            raise ValidationError("a list of names, name@version or name@alias", code="fallbacks")
+        check_target(target)
+        if target in value[:place]:
+            raise ValidationError(f"{target!r} stands twice", code="fallbacks")
+
+
+def check_causes(value: object) -> None:
+    """A list of distinct causes."""
+    if not isinstance(value, list) or any(one not in CAUSES or value.count(one) > 1 for one in value):
+        raise ValidationError(f"a list of distinct causes out of {', '.join(CAUSES)}", code="causes")
 
 
 def check_capabilities(value: object) -> None:
@@ -108,6 +138,23 @@ class Model(models.Model):
     trust_remote_code = models.BooleanField(
         default=False, help_text="run Python code that comes with the model's files"
     )
+    # Who stands in for it, in this order; what each means is looked up in each configuration, as aliases move.
+    fallbacks = models.JSONField(
+        default=list,
+        blank=True,
+        validators=[check_fallbacks],
+        help_text="name, name@version or name@alias",
+    )
+    first_token_ms = models.PositiveIntegerField(
+        "longest wait for the first token (ms)",
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="then the next fallback is tried; empty: as long as the request may take",
+    )
+    no_fallback_on = models.JSONField(
+        default=list, blank=True, validators=[check_causes], help_text="after these no fallback is tried"
+    )
     # Who asked for its deletion while it was served: it goes once its engines are gone.
     deletion_asked_by = models.CharField(max_length=200, blank=True, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -120,7 +167,9 @@ class Model(models.Model):
 
     def clean(self) -> None:
         """Django's validators let every empty value pass."""
-        check_kinds(self, tags=list, links=list)
+        check_kinds(self, tags=list, links=list, fallbacks=list, no_fallback_on=list)
+        if self.name in self.fallbacks:
+            raise ValidationError({"fallbacks": f"{self.name!r} cannot stand in for itself"})
 
     @property
     def slug(self) -> str:

@@ -10,7 +10,10 @@ from rest_framework import serializers
 from registry.actions.models import FIELDS
 from registry.actions.versions import EDITABLE, PRICES
 from registry.models import (
+    CAUSES,
+    MAX_FALLBACKS,
     MAX_MODEL_NAME_CHARS,
+    MAX_TARGET_CHARS,
     Alias,
     Event,
     Model,
@@ -40,6 +43,12 @@ class ModelSerializer(StrictSerializer, serializers.ModelSerializer):
 
     # Whether the name is taken is the action's to say (409).
     name = serializers.CharField(max_length=MAX_MODEL_NAME_CHARS, validators=[check_model_name])
+    fallbacks = serializers.ListField(
+        child=serializers.CharField(max_length=MAX_TARGET_CHARS), max_length=MAX_FALLBACKS, required=False
+    )
+    no_fallback_on = serializers.ListField(
+        child=serializers.ChoiceField(CAUSES), max_length=len(CAUSES), required=False
+    )
     reason = reason_field()
 
     class Meta:

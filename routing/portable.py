@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from mmserve.errors import Conflict, InvalidRequest, ModelNotFound
+from registry.lookup import find_candidate
 from registry.models import Model
 from registry.portable.sections import Change, bound
 from registry.saving import check
@@ -95,7 +96,7 @@ def _route(wanted: PortableRoute, before: Mapping[str, str]) -> Iterator[Change]
 
     def look_up(target: str) -> None:
         try:
-            actions.find_candidate(target)
+            find_candidate(target)
         except ModelNotFound:
             if target not in before:
                 raise

@@ -350,9 +350,7 @@ class Generator:
     def next_link(self, generation: Generation, error: MmserveError) -> Link | None:
         """The next choice after this error, and None where there is none; who cannot take it now is passed over."""
         table = generation.table
-        route = table.routes.get(generation.route)
-        cause = cause_of(error)
-        allowed = cause is not None and (route is None or cause in route.fallback_on)
+        allowed = cause_of(error) in generation.decision.judgement.slate.fallback_on
         if not allowed or time.monotonic() >= generation.flight.deadline_at:
             return None
         while generation.rest:
@@ -433,10 +431,10 @@ class Generator:
             self._admission.wake_controller()
 
     def _time_first_token(self, generation: Generation) -> None:
-        """Where the route bounds the wait for a first token and somebody else is left, it begins now."""
-        route = generation.table.routes.get(generation.route)
-        timed = route is not None and Cause.TIMEOUT in route.fallback_on and generation.may_move
-        bound_s = route.first_token_s if route is not None and timed else None
+        """Where the wait for a first token is bounded and somebody else is left, it begins now."""
+        slate = generation.decision.judgement.slate
+        timed = Cause.TIMEOUT in slate.fallback_on and generation.may_move
+        bound_s = slate.first_token_s if timed else None
         generation.flight.first_token_by = None if bound_s is None else time.monotonic() + bound_s
 
     def load_of(self, deployment: str) -> DeploymentLoad | None:

@@ -24,14 +24,24 @@ CLIENTS = {Kind.CAPABILITY, Kind.CONTEXT, Kind.COST, Kind.KEY}
 
 def nothing_serves(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
     """The refusal of a request for which no candidate is eligible."""
-    candidates = decision.candidates
+    candidates = _meant(decision)
     if candidates and all(Kind.KEY in one.kinds for one in candidates):
         return PermissionDenied(
             f"The access key may not use {plan.model!r}.", param="model", code="model_not_allowed"
         )
     if decision.route is not None:
         return _no_candidate(decision, candidates, table, live)
-    return _no_deployment(plan, decision, table, live)
+    return _no_deployment(plan, decision, candidates, table, live)
+
+
+def _meant(decision: Decision) -> tuple[Candidate, ...]:
+    """Without those that only stand in for a model, and those that are out for another one's sake."""
+    own = decision.judgement.slate.own
+    return tuple(
+        one
+        for place, one in enumerate(decision.candidates)
+        if (own is None or own[place]) and Kind.CHAIN not in one.kinds
+    )
 
 
 def _no_candidate(
@@ -54,8 +64,14 @@ def _no_candidate(
     return Unavailable(message, param="model", code="no_eligible_candidate", retry_after_s=retry_after_s)
 
 
-def _no_deployment(plan: Plan, decision: Decision, table: RoutingTable, live: LiveState) -> MmserveError:
-    served_id, candidates = decision.served_id, decision.candidates
+def _no_deployment(
+    plan: Plan,
+    decision: Decision,
+    candidates: tuple[Candidate, ...],
+    table: RoutingTable,
+    live: LiveState,
+) -> MmserveError:
+    served_id = decision.served_id
     entries = [entry for one in candidates if (entry := table.deployments.get(one.id)) is not None]
     ready = [entry for entry in entries if (load := live.loads.get(entry.id)) is not None and load.ready]
     for entry in ready:

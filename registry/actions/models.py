@@ -7,10 +7,11 @@ from typing import Any
 from django.db import transaction
 from django.dispatch import Signal
 
-from mmserve.errors import Conflict
+from mmserve.errors import Conflict, InvalidRequest, ModelNotFound
 from registry.actions.aliases import forget_alias
 from registry.actions.editing import check_editable
 from registry.actions.versions import delete_version
+from registry.lookup import find_candidate
 from registry.models import Model, ModelVersion
 from registry.revision import bump
 from registry.saving import save_checked
@@ -25,6 +26,9 @@ FIELDS = (
     "links",
     "allow_pickle",
     "trust_remote_code",
+    "fallbacks",
+    "first_token_ms",
+    "no_fallback_on",
 )
 EDITABLE = frozenset(FIELDS)
 # Sent with ``name`` before a model takes it; a receiver raises Conflict when the name means something already.
@@ -38,6 +42,7 @@ def register_model(name: str, *, actor: str, reason: str = "", **fields: Any) ->
     model_name_proposed.send(Model, name=name)
     model = Model(name=name, **fields)
     save_checked(model, unique=f"There is a model {name!r} already.")
+    _check_targets(model.fallbacks)
     bump("model.registered", name, actor, reason, fields)
     return model
 
@@ -51,6 +56,8 @@ def update_model(model: Model, *, actor: str, reason: str = "", **changes: Any) 
         for field, value in changed.items():
             setattr(model, field, value)
         save_checked(model, unique=f"There is a model {model.name!r} already.")
+        if "fallbacks" in changed:
+            _check_targets(model.fallbacks)
         bump("model.updated", model.name, actor, reason, changed)
     return model
 
@@ -63,6 +70,14 @@ def delete_model(model: Model, *, actor: str, reason: str = "") -> None:
     _delete_versions(list(model.versions.select_related("model")), actor=actor, reason=reason)
     model.delete()
     bump("model.deleted", model.name, actor, reason)
+
+
+def _check_targets(fallbacks: list[str]) -> None:
+    for target in fallbacks:
+        try:
+            find_candidate(target)
+        except ModelNotFound as error:
+            raise InvalidRequest(f"fallbacks: {error.message}", param="fallbacks") from error
 
 
 def _delete_versions(versions: list[ModelVersion], *, actor: str, reason: str) -> None:

@@ -64,6 +64,9 @@ class PortableModel(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     links: list[dict[str, str]] = []
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    fallbacks: list[str] = []
+    first_token_ms: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    no_fallback_on: list[str] = []
     versions: list[PortableVersion] = []
     aliases: dict[str, str] = {}
     default_alias: str | None = None

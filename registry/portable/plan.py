@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.db import transaction
 
-from mmserve.errors import Conflict
+from mmserve.errors import Conflict, InvalidRequest, ModelNotFound
 from registry import actions
 from registry.actions.models import FIELDS as MODEL_FIELDS
 from registry.actions.versions import PRICES as PRICE_FIELDS
+from registry.lookup import find_candidate
 from registry.models import PUBLISHED, Alias, Model, ModelVersion, VersionFile, VersionState
 from registry.portable.document import (
     Document,
@@ -20,6 +21,7 @@ from registry.portable.document import (
     version_values,
 )
 from registry.portable.sections import Change, bound, sections
+from registry.saving import check
 
 # Done last: what is retired may have been in use until a step before.
 RETIRING = ("archive version", "delete alias")
@@ -37,6 +39,8 @@ def plan(document: Document, *, prune: bool = False, fetch: bool = True) -> list
     retiring = [change for change in changes if change.what in RETIRING]
     changes = [change for change in changes if change.what not in RETIRING]
     before = {change.subject: change.waits for change in changes}
+    for place, wanted in enumerate(document.models):
+        changes += _fallbacks(place, wanted, before)
     for section in sections():
         rows = document.sections.get(section.name)
         if rows is not None:
@@ -70,7 +74,7 @@ def apply(
 
 
 def _model(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
-    fields = {name: getattr(wanted, name) for name in MODEL_FIELDS}
+    fields = {name: getattr(wanted, name) for name in MODEL_FIELDS if name != "fallbacks"}
     if model is None:
         yield Change(
             "register model", wanted.name, fields, bound(actions.register_model, wanted.name, **fields)
@@ -80,6 +84,34 @@ def _model(wanted: PortableModel, model: Model | None) -> Iterator[Change]:
     if changed:
         shown = {name: [getattr(model, name), value] for name, value in changed.items()}
         yield Change("change model", wanted.name, shown, bound(actions.update_model, model, **changed))
+
+
+def _fallbacks(place: int, wanted: PortableModel, before: Mapping[str, str]) -> Iterator[Change]:
+    """Who stands in for a model may be another one of the document: this comes once all of them are there."""
+    model = Model.objects.filter(name=wanted.name).first() or Model(name=wanted.name)
+    known, model.fallbacks = model.fallbacks, wanted.fallbacks
+    if known == wanted.fallbacks:
+        return
+    waits = ""
+    try:
+        check(model)
+        for target in wanted.fallbacks:
+            try:
+                find_candidate(target)
+            except ModelNotFound as error:
+                if target not in before:
+                    raise InvalidRequest(f"fallbacks: {error.message}") from error
+                waits = waits or before[target]
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"model {wanted.name}: {error.message}", param=f"models[{place}].fallbacks"
+        ) from error
+
+    def change(actor: str, reason: str) -> None:
+        row = Model.objects.get(name=wanted.name)
+        actions.update_model(row, actor=actor, reason=reason, fallbacks=wanted.fallbacks)
+
+    yield Change("change fallbacks", wanted.name, {"fallbacks": [known, wanted.fallbacks]}, change, waits)
 
 
 def _version(name: str, wanted: PortableVersion, model: Model | None, *, fetch: bool) -> Iterator[Change]:

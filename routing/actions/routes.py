@@ -14,8 +14,8 @@ from django.utils import timezone
 
 from mmserve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound
 from registry.actions.editing import check_editable
-from registry.lookup import find
-from registry.models import Alias, Event, Model, ModelVersion, VersionState
+from registry.lookup import find_candidate
+from registry.models import Alias, Event, Model, ModelVersion
 from registry.revision import bump
 from registry.saving import save_checked
 from routing.core.route import Policy
@@ -203,13 +203,6 @@ def check_serves(route: Route, lines: Sequence[Line]) -> None:
             "candidates: with the policy weighted one of them at least needs a weight above 0",
             param="candidates",
         )
-
-
-def find_candidate(target: str) -> None:
-    """Raise ModelNotFound unless there is something of this name that may serve."""
-    found = find(target)
-    if isinstance(found, ModelVersion) and found.state == VersionState.ARCHIVED:
-        raise ModelNotFound(f"{found.served_id} is archived: restore it first.", param="model")
 
 
 def _write(route: Route, lines: Sequence[Line]) -> None:

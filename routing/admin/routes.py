@@ -8,16 +8,14 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
-from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
-from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from mmserve.errors import MmserveError
 from registry.admin_base import ASKED, ActionAdmin, ReadOnly, ReasonModelForm, actor_of
-from registry.admin_forms import WordsField
+from registry.admin_forms import InARow, WordsField
+from registry.lookup import find_candidate
 from routing.actions import routes as actions
 from routing.actions.scorers import use_scorer
 from routing.core.replay import NOBODY
@@ -39,14 +37,6 @@ class NeedsConfirmation(Exception):
         super().__init__(draft.id)
         self.draft = draft
         self.new = new
-
-
-class InARow(UnfoldAdminCheckboxSelectMultipleWidget):
-    """Boxes to check, each before its word."""
-
-    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
-        """By the project's own template, which a form's renderer does not know."""
-        return render_to_string("admin/parts/checks.html", self.get_context(name, value, attrs))
 
 
 class RouteForm(ReasonModelForm):
@@ -77,7 +67,7 @@ class CandidateForm(forms.ModelForm):
         """Checked here so that all that is wrong with a page is told at once."""
         target: str = self.cleaned_data["target"]
         try:
-            actions.find_candidate(target)
+            find_candidate(target)
         except MmserveError as error:
             raise forms.ValidationError(error.message) from error
         return target

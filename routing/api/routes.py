@@ -8,12 +8,12 @@ from django_filters import rest_framework as filters
 from rest_framework import serializers, viewsets
 
 from registry.api import RegistryViewSet
-from registry.models import check_model_name
+from registry.models import MAX_TARGET_CHARS, check_model_name, check_target
 from registry.rest import StrictSerializer, reason_field
 from registry.serializers import MAX_REVISION
 from routing.actions import routes as actions
 from routing.core.route import Cause
-from routing.models.routes import MAX_HEDGE_PERCENT, MAX_WEIGHT, Route, check_finite, check_target
+from routing.models.routes import MAX_HEDGE_PERCENT, MAX_WEIGHT, Route, check_finite
 
 
 class Share(serializers.FloatField):
@@ -31,7 +31,7 @@ class Share(serializers.FloatField):
 class RouteLineSerializer(StrictSerializer):
     """One line: a model's name, name@version or name@alias, with its share."""
 
-    target = serializers.CharField(max_length=301, validators=[check_target])
+    target = serializers.CharField(max_length=MAX_TARGET_CHARS, validators=[check_target])
     weight = Share(required=False, default=1.0)
     note = serializers.CharField(max_length=300, required=False, default="", allow_blank=True)
 

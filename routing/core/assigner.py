@@ -44,8 +44,8 @@ def decide_in_experiments(
 ) -> Decision:
     """Decide with the experiments that run. A unit stays in its arm, whoever serves it in the end (intention to treat).
 
-    Where its arm cannot serve, what was asked for does; a route's own chain comes after the arm, for when it fails:
-    it is worked out only then, from the live state as it is now.
+    Where its arm cannot serve, what was asked for does; the chain of a route, or of a model with fallbacks, comes
+    after the arm, for when it fails: it is worked out only then, from the live state as it is now.
     """
     asked = table.slate(request.model)
     assigned = assign_arm(table, asked, request)
@@ -60,7 +60,7 @@ def decide_in_experiments(
     if not own:
         return decide_among(table, live, request, Assigned(slate=asked, assignments=assigned.assignments))
     chain: Sequence[Link] = own
-    if asked.route is not None and not request.wishes.no_fallback:
+    if (asked.route is not None or asked.own is not None) and not request.wishes.no_fallback:
         seen = live.data.take(asked.rows, axis=1)
         chain = ArmsChain(own, lambda: chain_of(judge(asked, seen, request, any_broken=any_broken), request))
     return decision_of(table, request, assigned, judgement, chain)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from routing.core import scorer
 from routing.core.chain import CHAIN, Link
 from routing.core.facts import RequestFacts
 from routing.core.filters import (
     BREAKER_OPEN,
+    CAUSES,
     LOADING,
     NO_CHAT_TEMPLATE,
     NO_REPLICA,
@@ -40,6 +42,7 @@ from routing.core.live import (
     LiveColumns,
 )
 from routing.core.policies import busy, figures, ties_by_load
+from routing.core.route import Cause
 from routing.core.slate import Bools, Slate
 from routing.core.table import RoutingTable
 
@@ -61,6 +64,9 @@ __all__ = [
     "RequestFacts",
     "decide",
 ]
+
+
+Places = npt.NDArray[np.intp]
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,7 +242,7 @@ def judge(slate: Slate, columns: Floats, request: RequestFacts, *, any_broken: b
     tight = may_not_fit(slate, columns, request)
     if tight is not None:
         with_tight = out | tight.out
-        if not with_tight.all():
+        if not (with_tight if slate.own is None else with_tight[slate.own]).all():
             out = with_tight
             filters.append(tight)
     judged = slate.judged
@@ -244,7 +250,7 @@ def judge(slate: Slate, columns: Floats, request: RequestFacts, *, any_broken: b
         quality = scorer.quality(judged, request.traits)
     else:
         quality = slate.quality
-    return Judgement(
+    found = Judgement(
         slate=slate,
         live=columns,
         predicted=predicted,
@@ -252,6 +258,51 @@ def judge(slate: Slate, columns: Floats, request: RequestFacts, *, any_broken: b
         filters=filters,
         eligible=~out,
         figures=figures(slate, columns, predicted, quality, request),
+    )
+    withheld = None
+    if slate.own is not None:
+        withheld = _stand_ins_withheld(found, slate.own, request)
+    elif any_broken and Cause.BREAKER not in slate.fallback_on:
+        withheld = _others_withheld(found, request)
+    if withheld is None:
+        return found
+    return msgspec.structs.replace(
+        found, filters=[*filters, withheld], eligible=found.eligible & ~withheld.out
+    )
+
+
+def _stand_ins_withheld(found: Judgement, own: Bools, request: RequestFacts) -> Filter | None:
+    """Those who stand in, where what was asked for cannot serve for another reason than the causes they are for."""
+    slate = found.slate
+    if found.eligible[own].any():
+        return None
+    causes = frozenset[Cause]() if request.wishes.no_fallback else slate.fallback_on
+    others = [one.out for one in found.filters if CAUSES.get(one.kind) not in causes]
+    if not np.logical_or.reduce([~own, *others]).all():
+        return None
+    return Filter(Kind.CHAIN, found.eligible, lambda _: f"it does not stand in for {slate.id} in this case")
+
+
+def _others_withheld(found: Judgement, request: RequestFacts) -> Filter | None:
+    """Those who would come before the version that is meant, were it not for an open breaker."""
+    slate = found.slate
+    out = np.logical_or.reduce([one.out for one in found.filters if one.kind is not Kind.BREAKER])
+    places = _ordered(found, (~out).nonzero()[0], request)
+    if not len(places) or found.eligible[places[0]]:
+        return None
+    first = places[0]
+    of_it = slate.hashes[places] == slate.hashes[first]
+    serve = of_it & found.eligible[places]
+    before = int(serve.argmax()) if serve.any() else len(places)
+    withheld = np.zeros(len(slate), dtype=np.bool_)
+    withheld[places[:before][~of_it[:before]]] = True
+    withheld &= found.eligible
+    if not withheld.any():
+        return None
+    return Filter(
+        Kind.CHAIN,
+        withheld,
+        lambda _: f"nobody takes the place of {slate.ids[first]}, whose circuit breaker is open",
     )
 
 
@@ -269,18 +320,9 @@ def predict(slate: Slate, live: Floats, request: RequestFacts) -> Predicted:
 
 def chain_of(judgement: Judgement, request: RequestFacts) -> tuple[Link, ...]:
     """The eligible in order: who is preferred, then by the policy, then by load, then by id."""
-    slate, wishes = judgement.slate, request.wishes
-    places = judgement.eligible.nonzero()[0]
-    if len(places) > 1:
-        figures = judgement.figures[places]
-        if wishes.prefer:
-            liked = -np.sum([slate.preferred(wish)[places] for wish in wishes.prefer], axis=0)
-            order = np.lexsort((busy(judgement.live)[places], figures, liked))
-        elif ties_by_load(slate.policy):
-            order = np.lexsort((busy(judgement.live)[places], figures))
-        else:
-            order = figures.argsort(kind="stable")
-        places = places[order[: 1 if wishes.no_fallback else CHAIN]]
+    slate = judgement.slate
+    places = _ordered(judgement, judgement.eligible.nonzero()[0], request)
+    places = places[: 1 if request.wishes.no_fallback else CHAIN]
     ids, versions, predicted = slate.ids, slate.versions, judgement.predicted
     return tuple(
         Link(ids[place], versions[place].served_id, not ready, ttft_s, tpot_s, cost_usd)
@@ -293,6 +335,22 @@ def chain_of(judgement: Judgement, request: RequestFacts) -> tuple[Link, ...]:
             strict=True,
         )
     )
+
+
+def _ordered(judgement: Judgement, places: Places, request: RequestFacts) -> Places:
+    slate, prefer = judgement.slate, request.wishes.prefer
+    if len(places) < 2:
+        return places
+    figures = judgement.figures[places]
+    # Nobody stands in for a model because a request likes it better.
+    if prefer and slate.own is None:
+        liked = -np.sum([slate.preferred(wish)[places] for wish in prefer], axis=0)
+        order = np.lexsort((busy(judgement.live)[places], figures, liked))
+    elif ties_by_load(slate.policy):
+        order = np.lexsort((busy(judgement.live)[places], figures))
+    else:
+        order = figures.argsort(kind="stable")
+    return places[order]
 
 
 def _candidate(judgement: Judgement, place: int) -> Candidate:

@@ -11,6 +11,7 @@ import numpy as np
 from routing.core import live as columns
 from routing.core.facts import RequestFacts
 from routing.core.live import BREAKER, CONTEXT, READY, Floats
+from routing.core.route import Cause
 from routing.core.slate import Bools, Slate
 
 NO_REPLICA = "no replica is ready"
@@ -33,6 +34,18 @@ class Kind(StrEnum):
     BUDGET = "budget"
     LATENCY = "latency"
     BREAKER = "breaker"
+    CHAIN = "chain"  # another one is meant, and nobody may take its place
+
+
+# What is wrong with whom such a filter takes out, as a chain has it; what the client asks for is no cause.
+CAUSES = {
+    Kind.HEALTH: Cause.ERROR,
+    Kind.LATE: Cause.TIMEOUT,
+    Kind.LATENCY: Cause.TIMEOUT,
+    Kind.CONTEXT: Cause.CONTEXT,
+    Kind.BUDGET: Cause.BUDGET,
+    Kind.BREAKER: Cause.BREAKER,
+}
 
 
 class Filter(NamedTuple):

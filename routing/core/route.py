@@ -26,6 +26,7 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"  # no first token in time
     OVERLOAD = "overload"  # the queue is full
     CONTEXT = "context"  # the engine counted more tokens than it takes
+    BREAKER = "breaker"  # its circuit breaker is open
     BUDGET = "budget"  # a budget cannot pay for it there
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from routing.core.hashing import remembered_hash64
 from routing.core.live import Floats
-from routing.core.route import AUTO, Constraints, Policy, Weights
+from routing.core.route import AUTO, Cause, Constraints, Policy, Weights
 
 if TYPE_CHECKING:
     from routing.core.table import DeploymentEntry, RoutingTable, VersionEntry
@@ -22,6 +22,7 @@ Bools = npt.NDArray[np.bool_]
 MAX_MASKS = 256
 NO_SHARE = 1e-300
 PICO, NANO, HOUR_S = 1e-12, 1e-9, 3600
+ALL_CAUSES = frozenset(Cause)
 NOBODY = 0  # the row of LiveColumns that is never ready
 
 
@@ -61,6 +62,9 @@ class Slate:
 
     ``masks`` are remembered answers to "who has this word", "whom may this key use": they follow from the
     table alone, so remembering them changes nothing.
+
+    ``own`` is given where the first line is what was asked for and the others only stand in for it: who is of that
+    line. ``fallback_on`` and ``first_token_s`` are as in a RouteEntry.
     """
 
     __slots__ = (
@@ -71,6 +75,8 @@ class Slate:
         "contexts_differ",
         "deadline_s",
         "entries",
+        "fallback_on",
+        "first_token_s",
         "hashes",
         "hourly",
         "id",
@@ -81,6 +87,7 @@ class Slate:
         "no_chat",
         "notes",
         "order",
+        "own",
         "policy",
         "price_input",
         "price_output",
@@ -107,7 +114,11 @@ class Slate:
         weights: Weights | None = None,
         constraints: Constraints | None = None,
         problems: Sequence[str] = (),
+        fallback_on: frozenset[Cause] = ALL_CAUSES,
+        first_token_s: float | None = None,
+        stand_in: bool = False,
     ) -> None:
+        """``stand_in``: every line after the first is there for when that one fails."""
         targets = _targets(lines, table.deployments)
         self.id = id
         self.route = route
@@ -115,6 +126,8 @@ class Slate:
         self.weights = _normalised(weights or Weights())
         self.constraints = constraints or Constraints()
         self.problems = tuple(problems)
+        self.fallback_on = fallback_on
+        self.first_token_s = first_token_s
         self.ids = tuple(target.id for target in targets)
         self.versions = tuple(target.line.version for target in targets)
         self.notes = tuple(target.line.note for target in targets)
@@ -140,7 +153,10 @@ class Slate:
         self.hourly = bool(self.price_second.any())
         self.context = _floats(target.context for target in targets)
         self.context_known = bool(self.context.all())
-        self.contexts_differ = len(self.ids) > 1 and len(set(self.context.tolist())) > 1
+        self.own = self.order == 0 if stand_in else None
+        # Nobody stands in for what may be too small by a bound: the engine, which counts, says so first.
+        chosen_among = self.context if self.own is None else self.context[self.own]
+        self.contexts_differ = len(set(chosen_among.tolist())) > 1
         self.no_chat = _bools(not target.chats for target in targets)
         self.wakeable = _bools(e is not None and e.can_wake for e in self.entries)
         self.never = ~self.wakeable  # unless it is ready

@@ -10,9 +10,9 @@ from mmserve.errors import ModelNotFound
 from routing.core.assignment import ExperimentEntry, Experiments
 from routing.core.cost import NO_PRICE, NOBODY_PAYS, BudgetEntry, Payers, Prices
 from routing.core.live import DeploymentLoad, LiveColumns
-from routing.core.route import AUTO, Policy, RouteEntry
+from routing.core.route import AUTO, CandidateEntry, Cause, Policy, RouteEntry
 from routing.core.scorer import USUAL_QUALITY, Scorer
-from routing.core.slate import Line, Slate
+from routing.core.slate import ALL_CAUSES, Line, Slate
 
 NEAR_NAMES = 3
 NEAR_ENOUGH = 0.5
@@ -78,10 +78,17 @@ class VersionEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """One model; ``default`` is the served id behind its default alias."""
+    """One model; ``default`` is the served id behind its default alias.
+
+    ``fallbacks`` (``name``, ``name@version`` or ``name@alias``) stand in for it, in this order, after the causes
+    of ``fallback_on``, or without a token by ``first_token_s``.
+    """
 
     id: str
     default: str | None
+    fallbacks: tuple[str, ...] = ()
+    fallback_on: frozenset[Cause] = ALL_CAUSES
+    first_token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +108,9 @@ class RoutingTable:
     scorer: Scorer | None
     experiments: Experiments
     rows: Mapping[str, int]  # a deployment's row in LiveColumns
-    _arms: dict[tuple[str, str], Slate]  # by route and version
-    _slates: dict[str, Slate]  # of routes from the beginning, of versions as they are asked for
+    _chained: Mapping[str, ModelEntry]  # what is asked for by a name or an alias of a model with fallbacks
+    _arms: dict[tuple[str, str], Slate]  # by what was asked for (a route, a model's version) and version
+    _slates: dict[str, Slate]  # of routes from the beginning, of models and versions as they are asked for
     _payers: dict[tuple[str, str, str], Payers] = field(
         default_factory=dict, init=False
     )  # by key, team and route
@@ -130,9 +138,10 @@ class RoutingTable:
         for budget in budgets:
             place = (budget.scope.value, budget.subject)
             limits[place] = (*limits.get(place, ()), budget)
+        by_name = {entry.id: entry for entry in models}
         table = cls(
             revision=revision,
-            models={entry.id: entry for entry in models},
+            models=by_name,
             versions={entry.served_id: _deployed(entry, serving.get(entry.served_id)) for entry in versions},
             aliases=dict(aliases),
             deployments=by_id,
@@ -141,6 +150,7 @@ class RoutingTable:
             scorer=scorer,
             experiments=Experiments(experiments),
             rows={key: row for row, key in enumerate(by_id, start=1)},
+            _chained=_chained(by_name, aliases),
             _arms={},
             _slates={},
         )
@@ -177,7 +187,11 @@ class RoutingTable:
             if found.route is not None and found.route != AUTO and not self.routes[found.route].enabled:
                 raise ModelNotFound(f"The route {model_id!r} is switched off.", param="model")
             return found
-        return self.slate_of_version(self.resolve(model_id))
+        version = self.resolve(model_id)
+        if self._chained and model_id in self._chained and model_id not in self.versions:
+            found = self._slates[model_id] = self._slate_of_model(self._chained[model_id], version)
+            return found
+        return self.slate_of_version(version)
 
     def known_slate(self, model_id: str) -> Slate | None:
         """The same where it was made before: of a route always, unless the table has no such route."""
@@ -193,28 +207,27 @@ class RoutingTable:
 
     def slate_of_arm(self, version: VersionEntry, asked: Slate) -> Slate:
         """An arm's version in the place of what was asked for: of a route, under its name and its constraints."""
-        if asked.route is None:
+        if asked.route is None and asked.own is None:
             return self.slate_of_version(version)
-        key = (asked.route, version.served_id)
+        key = (asked.id, version.served_id)
         found = self._arms.get(key)
         if found is None:
             line = [Line(version=version)]
             found = Slate(
-                version.served_id, line, table=self, route=asked.route, constraints=asked.constraints
+                version.served_id,
+                line,
+                table=self,
+                route=asked.route,
+                constraints=asked.constraints,
+                fallback_on=asked.fallback_on,
+                first_token_s=asked.first_token_s,
             )
             self._arms[key] = found
         return found
 
     def slate_of(self, route: RouteEntry) -> Slate:
         """A route as it would be in this table, whether it is in it or a draft."""
-        lines, problems = [], []
-        for candidate in route.candidates:
-            try:
-                version = self.resolve(candidate.target)
-            except ModelNotFound as error:
-                problems.append(error.message)
-            else:
-                lines.append(Line(version=version, weight=candidate.weight, note=candidate.note))
+        lines, problems = self._lines(route.candidates)
         return Slate(
             route.id,
             lines,
@@ -224,7 +237,35 @@ class RoutingTable:
             weights=route.weights,
             constraints=route.constraints,
             problems=problems,
+            fallback_on=route.fallback_on,
+            first_token_s=route.first_token_s,
         )
+
+    def _slate_of_model(self, model: ModelEntry, version: VersionEntry) -> Slate:
+        """What was asked for, then those that stand in for it; they bring no chains of their own."""
+        lines, problems = self._lines(CandidateEntry(target=target) for target in model.fallbacks)
+        return Slate(
+            version.served_id,
+            [Line(version=version), *lines],
+            table=self,
+            policy=Policy.PRIORITY,
+            problems=problems,
+            fallback_on=model.fallback_on,
+            first_token_s=model.first_token_s,
+            stand_in=True,
+        )
+
+    def _lines(self, candidates: Iterable[CandidateEntry]) -> tuple[list[Line], list[str]]:
+        """Those that mean something, and what is wrong with the others."""
+        lines, problems = [], []
+        for candidate in candidates:
+            try:
+                version = self.resolve(candidate.target)
+            except ModelNotFound as error:
+                problems.append(error.message)
+            else:
+                lines.append(Line(version=version, weight=candidate.weight, note=candidate.note))
+        return lines, problems
 
     def _auto(self) -> Slate:
         """Every version that is deployed; the key's own patterns say which of them it may use."""
@@ -265,6 +306,16 @@ class RoutingTable:
     def _versions_of(self, model_id: str) -> str:
         names = sorted(entry.served_id for entry in self.versions.values() if entry.model == model_id)
         return ", ".join(names) or "it has no version yet"
+
+
+def _chained(models: Mapping[str, ModelEntry], aliases: Mapping[str, str]) -> dict[str, ModelEntry]:
+    found = {name: entry for name, entry in models.items() if entry.fallbacks}
+    if found:
+        for alias in aliases:
+            entry = found.get(alias.partition("@")[0])
+            if entry is not None:
+                found[alias] = entry
+    return found
 
 
 def _deployed(entry: VersionEntry, deployments: list[str] | None) -> VersionEntry:

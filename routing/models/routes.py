@@ -10,8 +10,15 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
-from registry.models import LABEL, MODEL_NAME, check_kinds, check_model_name, check_tags
-from routing.core.route import Cause, Policy
+from registry.models import (
+    MAX_TARGET_CHARS,
+    check_causes,
+    check_kinds,
+    check_model_name,
+    check_tags,
+    check_target,
+)
+from routing.core.route import Policy
 
 MAX_CANDIDATES = 200
 MAX_WEIGHT = 1_000_000.0
@@ -26,24 +33,10 @@ POLICIES = [
 ]
 
 
-def check_target(value: str) -> None:
-    """``name``, ``name@version`` or ``name@alias``."""
-    name, at, label = value.partition("@")
-    if not MODEL_NAME.fullmatch(name) or name == "auto" or (at and not LABEL.fullmatch(label)):
-        raise ValidationError("a model's name, name@version or name@alias", code="target")
-
-
 def check_finite(value: float) -> None:
     """A number that can be added up."""
     if not math.isfinite(value):
         raise ValidationError("a finite number", code="finite")
-
-
-def check_causes(value: object) -> None:
-    """A list of distinct causes."""
-    known = [cause.value for cause in Cause]
-    if not isinstance(value, list) or any(one not in known or value.count(one) > 1 for one in value):
-        raise ValidationError(f"a list of distinct causes out of {', '.join(Cause)}", code="causes")
 
 
 def _share(default: float, words: str) -> models.FloatField:
@@ -101,7 +94,7 @@ class Route(models.Model):
         default=list,
         blank=True,
         validators=[check_causes],
-        help_text=f"a list of {', '.join(Cause)}: after these no other candidate is tried",
+        help_text="after these no other candidate is tried",
     )
     revision = models.PositiveIntegerField(default=1, editable=False)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -131,7 +124,7 @@ class RouteCandidate(models.Model):
     )
     target = models.CharField(
         "model",
-        max_length=301,
+        max_length=MAX_TARGET_CHARS,
         validators=[check_target],
         help_text="name, name@version or name@alias",
     )
