@@ -48,6 +48,71 @@ def test_a_wrong_model_names_its_field(manager: APIClient, body: dict[str, Any],
     assert (status, found) == (400, param)
 
 
+def test_a_model_gets_a_chain_and_keeps_its_history(manager: APIClient, ready: ModelVersion) -> None:
+    actions.register_model("acme/small", actor="tests")
+    path = f"/v1/registry/models/{ready.model_id}"
+    chain = {
+        "fallbacks": ["acme/small", "acme/echo@1"],
+        "first_token_ms": 1500,
+        "no_fallback_on": ["breaker", "budget"],
+    }
+
+    made = manager.patch(path, {**chain, "reason": "nights"}, format="json")
+
+    assert made.status_code == 200, made.content
+    assert {name: manager.get(path).json()[name] for name in chain} == chain
+    event = Event.objects.first()
+    assert event is not None
+    assert (event.kind, event.subject, event.reason, event.data) == (
+        "model.updated",
+        "acme/echo",
+        "nights",
+        chain,
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("fallbacks", ["acme/ech"], "There is no model 'acme/ech'. Did you mean acme/echo or"),
+        ("fallbacks", ["acme/echo"], "cannot stand in for itself"),
+        ("fallbacks", ["acme/echo@2"], "has no version or alias '2'"),
+        ("fallbacks", ["acme/other@old"], "is archived"),
+        ("fallbacks", ["acme/other", "acme/other"], "stands twice"),
+        ("fallbacks", ["a b"], "a model's name, name@version or name@alias"),
+        ("fallbacks", ["auto"], "a model's name, name@version or name@alias"),
+        ("fallbacks", [f"m{number}" for number in range(8)], "no more than 7"),
+        ("fallbacks", "acme/other", "list"),
+        ("fallbacks", [None], "null"),
+        ("first_token_ms", 0, "greater than or equal to 1"),
+        ("first_token_ms", "1", "not a whole number"),
+        ("no_fallback_on", ["boredom"], "boredom"),
+        ("no_fallback_on", ["error", "error"], "distinct causes"),
+        ("no_fallback_on", "error", "list"),
+    ],
+)
+def test_a_wrong_chain_names_its_field(
+    manager: APIClient, ready: ModelVersion, source: str, field: str, value: Any, said: str
+) -> None:
+    other = make_ready(actions.register_model("acme/other", actor="tests"), "old", source)
+    actions.archive_version(other, actor="tests")
+
+    status, param, message = error_of(
+        manager.patch(f"/v1/registry/models/{ready.model_id}", {field: value}, format="json")
+    )
+
+    assert (status, str(param)[: len(field)]) == (400, field)
+    assert said in message
+    assert Model.objects.get(name="acme/echo").fallbacks == []
+
+
+def test_what_is_wrong_with_a_new_models_chain_registers_nothing(manager: APIClient, db: None) -> None:
+    body = {"name": "acme/new", "fallbacks": ["acme/gone"]}
+
+    assert error_of(manager.post("/v1/registry/models", body, format="json"))[:2] == (400, "fallbacks")
+    assert not Model.objects.exists()
+
+
 @pytest.mark.parametrize("text", [r"ok\ud800", r"ok\u0000"])
 def test_text_that_no_database_could_store_is_refused(manager: APIClient, text: str) -> None:
     body = f'{{"name": "ok", "description": "{text}"}}'

@@ -84,6 +84,35 @@ def test_a_model_is_described_and_its_risks_are_red(page: Client, ready: ModelVe
         assert "remote code" in shown
 
 
+def test_a_models_chain_is_edited_on_its_page(page: Client, ready: ModelVersion) -> None:
+    other = actions.register_model("acme/small", actor="tests")
+    path = f"/admin/registry/model/{ready.model_id}/change/"
+    body = {"owner": "acme", "fallbacks": "acme/small, acme/echo@1", "no_fallback_on": ["budget", "breaker"]}
+
+    refused = text_of(page.post(path, {**body, "fallbacks": "acme/small, acme/gone", **NO_INLINES}))
+    assert "There is no model &#x27;acme/gone&#x27;" in refused
+    assert 'value="acme/small, acme/gone"' in refused
+    assert "stands twice" in text_of(page.post(path, {**body, "fallbacks": "b, b", **NO_INLINES}))
+    assert page.post(path, {**body, "first_token_ms": "800", **NO_INLINES}).status_code == 302
+
+    model = Model.objects.get(name="acme/echo")
+    assert (model.fallbacks, model.first_token_ms) == (["acme/small", "acme/echo@1"], 800)
+    assert sorted(model.no_fallback_on) == ["breaker", "budget"]
+    events = Event.objects.count()
+    text = text_of(page.get(path))
+    assert "nobody: it has no default version" in text
+    assert text.count("checked") >= 2
+    assert page.post(path, {**body, "first_token_ms": "800", **NO_INLINES}).status_code == 302
+    assert Event.objects.count() == events
+
+    actions.delete_model(other, actor="tests")
+    assert "There is no model &#x27;acme/small&#x27;" in text_of(page.get(path))
+
+    made = {"name": "acme/new", "owner": "acme", "fallbacks": "acme/echo", **NO_INLINES}
+    assert page.post("/admin/registry/model/add/", made).status_code == 302
+    assert Model.objects.get(name="acme/new").fallbacks == ["acme/echo"]
+
+
 def test_the_timeline_says_what_an_alias_meant(page: Client, ready: ModelVersion) -> None:
     actions.promote(ready, actor="ada", reason="first")
     path = f"/admin/registry/model/{ready.model_id}/history/"

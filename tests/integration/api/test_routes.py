@@ -46,7 +46,7 @@ def test_where_a_failure_leads_is_in_the_table(manager: APIClient, ready: ModelV
     created = manager.post(ROUTES, {**BODY, **more}, format="json")
     assert created.status_code == 201, created.content
     [entry] = route_entries()
-    assert entry.fallback_on == {Cause.TIMEOUT, Cause.OVERLOAD, Cause.CONTEXT}
+    assert entry.fallback_on == {Cause.TIMEOUT, Cause.OVERLOAD, Cause.CONTEXT, Cause.BREAKER}
     assert (entry.first_token_s, entry.hedge_share) == (1.5, 0.05)
     assert created.json()["hedge_percent"] == 5.0
 

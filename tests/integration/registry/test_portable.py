@@ -92,6 +92,60 @@ def test_an_empty_registry_becomes_what_the_document_says(exported: str, version
     assert Model.objects.get().aliases.get(is_default=True).name == "production"
 
 
+def test_fallbacks_are_named_once_all_models_are_there(
+    model: Model, version_of: Versions, capsys: Any
+) -> None:
+    version_of("1")
+    actions.register_model("zeta", actor="tests")
+    chain = {"fallbacks": ["zeta", "acme/echo@1"], "first_token_ms": 900, "no_fallback_on": ["breaker"]}
+    actions.update_model(model, actor="tests", **chain)
+    call_command("registry_export")
+    exported = capsys.readouterr().out
+    assert words(exported) == []
+    wipe()
+
+    assert ("change fallbacks", "acme/echo", "") in words(exported)
+    apply(read_document(exported), actor="git")
+
+    model = Model.objects.get(name="acme/echo")
+    assert {name: getattr(model, name) for name in chain} == chain
+    assert [one for one in words(exported) if one[0] == "change fallbacks"] == []
+    apply(read_document(exported.replace("  - zeta\n", "")), actor="git")
+    assert Model.objects.get(name="acme/echo").fallbacks == ["acme/echo@1"]
+
+
+def test_a_fallback_waits_for_what_it_names(exported: str) -> None:
+    wipe()
+    other = "models:\n- name: other\n  fallbacks: [acme/echo@candidate]"
+    text = exported.replace("models:", other, 1)
+
+    apply(read_document(text), actor="git")
+
+    waiting = ("change fallbacks", "other", "acme/echo@1 is not ready yet")
+    assert waiting in words(text)
+    actions.versions.finish_import(ModelVersion.objects.get(), actor="tests")
+    apply(read_document(text), actor="git")
+    # The alias is there from now on.
+    apply(read_document(text), actor="git")
+    assert words(text) == []
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "message"),
+    [
+        ("[gone]", "model other: fallbacks: There is no model 'gone'"),
+        ("[other]", "cannot stand in for itself"),
+        ("[acme/echo, acme/echo]", "stands twice"),
+    ],
+)
+def test_fallbacks_that_are_wrong_say_where(exported: str, fallbacks: str, message: str) -> None:
+    text = exported.replace("models:", f"models:\n- name: other\n  fallbacks: {fallbacks}", 1)
+
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        plan(read_document(text))
+    assert refused.value.param == "models[0].fallbacks"
+
+
 def test_a_dry_run_shows_the_difference_and_changes_nothing(
     exported: str, tmp_path: Path, capsys: Any
 ) -> None:

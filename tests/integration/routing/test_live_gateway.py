@@ -15,11 +15,13 @@ from django.test import Client
 from rest_framework.test import APIClient
 
 from inference.gateway import table_watch
+from inference.models import Deployment
 from inference.notify import connection
 from inference.snapshot import routing_table
 from registry import revision
 from routing.actions.routes import create_route
 from routing.core.records import DECISIONS_KEY, decision_key
+from routing.core.route import Cause
 from routing.core.scorer import TRAITS
 from routing.core.table import RoutingTable
 from routing.experiments.watch import ExperimentWatch
@@ -64,18 +66,21 @@ class Process:
 
     def ask(self, prompt: str) -> str:
         """The decision's id."""
-        body = {"model": "fast", "prompt": prompt, "max_tokens": 4}
+        answer = self.post({"model": "fast", "prompt": prompt, "max_tokens": 4})
+        assert answer.status == 200, answer.body
+        return answer.headers["x-mmserve-decision"]
 
-        async def asked(gateway: Gateway) -> str:
-            answer = await gateway.client.post("/v1/completions", body)
-            assert answer.status == 200, answer.body
-            return answer.headers["x-mmserve-decision"]
-
-        return self.do(asked)
+    def post(self, body: dict[str, Any]) -> Any:
+        """The answer to this body."""
+        return self.do(lambda gateway: gateway.client.post("/v1/completions", body))
 
     def route(self) -> Any:
         """The route as this process has it now."""
-        return self._gateway.runtime.table.current().routes.get("fast")
+        return self.table().routes.get("fast")
+
+    def table(self) -> RoutingTable:
+        """The table as this process has it now."""
+        return self._gateway.runtime.table.current()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._down.set)
@@ -151,6 +156,27 @@ def test_a_changed_route_whose_push_is_lost_is_polled(
     monkeypatch.setattr("inference.notify.tell_gateways", lost.append)
     changed(manager, process)
     assert [message["type"] for message in lost] == ["config.revision"]
+
+
+def test_a_models_new_fallback_is_pushed_and_serves(
+    manager: APIClient, versions: Any, opened: Callable[[], Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_watch, "POLL_S", 3600.0)
+    process = opened()
+    large = versions[0].model
+    Deployment.objects.filter(name="acme-large").update(context_length=8)
+    chain = {"fallbacks": ["acme/small"], "no_fallback_on": ["budget"], "first_token_ms": 2000}
+    answer = manager.patch(f"/v1/registry/models/{large.pk}", chain, format="json")
+    assert answer.status_code == 200, answer.content
+
+    seen(lambda: process.table().models["acme/large"].fallbacks == ("acme/small",))
+
+    entry = process.table().models["acme/large"]
+    assert (entry.first_token_s, entry.fallback_on) == (2.0, frozenset(Cause) - {Cause.BUDGET})
+    body = {"model": "acme/large", "prompt": "x", "max_tokens": 100}
+    assert process.post(body).headers["x-mmserve-model"] == "acme/small@1"
+    pinned = process.post({**body, "model": "acme/large@1"})
+    assert (pinned.status, pinned.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_a_draft_is_tried_out_on_what_was_really_decided(

@@ -77,7 +77,9 @@ def test_an_alias_has_the_chain_a_version_and_a_fallback_have_none(id: str, chai
 
 def test_what_is_named_twice_is_tried_once_and_what_means_nothing_is_a_problem() -> None:
     options = [option("a"), option("b")]
-    found = decided(options, asked(), fallbacks=("gone", "b@now", "b@1", "a@1", "b"), aliases={"b@now": "b@1"})
+    found = decided(
+        options, asked(), fallbacks=("gone", "b@now", "b@1", "a@1", "b"), aliases={"b@now": "b@1"}
+    )
     assert ids(found) == ["a", "b"]
     assert found.explained().problems == ("The model 'gone' does not exist.",)
 
@@ -167,9 +169,7 @@ def test_an_arm_has_the_models_chain_behind_it() -> None:
     assert ids(found) == ["n", "a", "b"]
     slate = found.judgement.slate
     assert (slate.fallback_on, slate.first_token_s) == (ALL - {Cause.ERROR}, 2.0)
-    alone = decide_in_experiments(
-        table, loads_of(options), asked(key="k", wishes=Wishes(no_fallback=True))
-    )
+    alone = decide_in_experiments(table, loads_of(options), asked(key="k", wishes=Wishes(no_fallback=True)))
     assert ids(alone) == ["n"]
 
 
@@ -211,7 +211,11 @@ def routed(options: list[Option], policy: Policy, *broken: str, **route: Any) ->
 
 @pytest.mark.parametrize("policy", list(Policy))
 def test_the_choice_without_regard_to_breakers_is_tried_or_nobody(policy: Policy) -> None:
-    options = [option("a", quality=0.9, price_in=1), option("b", running=3, price_in=2), option("c", running=8)]
+    options = [
+        option("a", quality=0.9, price_in=1),
+        option("b", running=3, price_in=2),
+        option("c", running=8),
+    ]
     meant = ids(routed(options, policy))
     assert ids(routed(options, policy, meant[0], **NOT_BREAKER)) == []
     # Of the others' breakers nobody has to know.
