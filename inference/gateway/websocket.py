@@ -24,6 +24,7 @@ from inference.gateway.http import Receive, Scope, Send
 from inference.gateway.runtime import GatewayRuntime
 from inference.gateway.streaming import ClientGone, answer_of, chunks_of
 from inference.gateway.strict_json import decode
+from inference.gateway.wishes import tightened, wishes_of_headers
 from mmserve.errors import (
     AuthenticationFailed,
     InvalidRequest,
@@ -33,6 +34,7 @@ from mmserve.errors import (
     ServerStopping,
 )
 from routing.core.cost import in_usd
+from routing.core.route import NO_WISHES
 
 PATH = "/ws/v1/completions"
 SUBPROTOCOL = "mmserve"
@@ -105,6 +107,7 @@ class Socket:
         self._receive = receive
         self._send = send
         self._key: str | None = None
+        self._wishes = NO_WISHES  # of every request here; its body tightens them
         self._running: dict[str, _Running] = {}
         self._open = True
 
@@ -117,6 +120,7 @@ class Socket:
         leaving = asyncio.create_task(self._leave_when_stopping())
         try:
             self._runtime.refuse_if_stopping()
+            self._wishes = wishes_of_headers(self._scope["headers"])
             await self._authenticate(bearer)
             while True:
                 await self._take(await self._message())
@@ -210,6 +214,7 @@ class Socket:
         grant = await authorize(self._runtime.authenticator, self._key, now=time.time())
         plan = parse(bytes(frame.body), frame.endpoint)
         note_caller(plan, self._scope["headers"])
+        plan.wishes = tightened(plan.wishes, self._wishes)
         generator = await self._runtime.ready()
         generation: Generation | None = None
         outcome, status = CANCELLED, metrics.CLIENT_GONE

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from inference.protocol import DELTA
-from tests.integration.gateway.conftest import KEY, Gateway
+from routing.core.cost import Prices
+from tests.integration.gateway.conftest import KEY, Gateway, heard
 from tests.integration.gateway.fake_engine import FakeEngine, failing, words
+from tests.integration.gateway.test_fallback import both_ready, engine, has_table, two
 
 CHAT = {"model": "acme/echo", "messages": [{"role": "user", "content": "say"}]}
 
@@ -17,15 +23,22 @@ class SocketClient:
     """Drives the ASGI websocket application in this event loop."""
 
     def __init__(
-        self, gateway: Gateway, *, key: str | None = KEY, subprotocols: list[str] | None = None
+        self,
+        gateway: Gateway,
+        *,
+        key: str | None = KEY,
+        subprotocols: list[str] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
+        sent = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        if key is not None:
+            sent.append((b"authorization", f"Bearer {key}".encode()))
         scope = {
             "type": "websocket",
             "path": "/ws/v1/completions",
-            "headers": headers,
+            "headers": sent,
             "subprotocols": subprotocols or [],
         }
         self._app = gateway.socket_app(scope, self._to_app.get, self._from_app.put)
@@ -219,6 +232,64 @@ async def test_a_key_revoked_while_the_socket_is_open_starts_no_more_requests(op
         del gateway.keys.grants[KEY]
         client.ask("a")
         assert (await client.until_done("a"))[-1]["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("wish", ["handshake", "body"])
+async def test_a_wish_of_the_handshake_is_one_of_every_request_and_the_bodys_own_is_kept(open_gateway, wish):
+    headers = {"x-mmserve-no-fallback": "true"} if wish == "handshake" else {"x-mmserve-prefer": "second"}
+    body = {"no_fallback": wish == "body"}
+    async with open_gateway() as gateway:
+        await has_table(gateway, two())
+        async with (
+            engine(gateway, "first", failing("engine_lost", "it is out of order")),
+            engine(gateway, "second", failing("engine_lost", "this one as well")),
+            SocketClient(gateway, headers=headers) as client,
+        ):
+            await both_ready(gateway)
+            for name in ("a", "b"):
+                client.ask(name, model="either", mmserve=body)
+                (error,) = await client.until_done(name)
+                assert error["error"]["code"] == "engine_lost"
+
+
+async def test_of_the_ceilings_of_handshake_and_body_the_lower_one_counts(open_gateway):
+    async with open_gateway() as gateway:
+        table = gateway.table_with(revision=2)
+        prices = Prices.of(per_million_output=Decimal(1))
+        versions = {key: dataclasses.replace(one, prices=prices) for key, one in table.versions.items()}
+        await has_table(gateway, dataclasses.replace(table, versions=versions))
+        headers = {"x-mmserve-max-cost-usd": "0.00005"}
+        async with (
+            FakeEngine(gateway.redis_url, gateway.layer, script=words("Hello")),
+            SocketClient(gateway, headers=headers) as client,
+        ):
+            await heard(gateway)
+            for name, most, tokens, served in (
+                ("a", None, 10, True),
+                ("b", None, 100, False),
+                ("c", 1.0, 100, False),
+                ("d", 0.000005, 10, False),
+            ):
+                client.ask(name, max_tokens=tokens, mmserve={"max_cost_usd": most})
+                last = (await client.until_done(name))[-1]
+                assert last["type"] == ("done" if served else "error"), (name, last)
+                assert served or last["error"]["code"] == "no_eligible_candidate"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("x-mmserve-max-cost-usd", "cheap", "invalid_value"),
+        ("x-mmserve-max-ttft-ms", "-1", "invalid_value"),
+        ("x-mmserve-no-fallback", "perhaps", "invalid_value"),
+        ("x-mmserve-colour", "red", "unknown_parameter"),
+    ],
+)
+async def test_a_wish_that_means_nothing_refuses_the_handshake_by_name(open_gateway, name, value, code):
+    async with open_gateway() as gateway, SocketClient(gateway, headers={name: value}) as client:
+        error = (await client.frame())["error"]
+        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", name, code)
+        assert await client.message() == {"type": "websocket.close", "code": 4400}
 
 
 async def test_requests_and_bytes_of_a_socket_are_bounded(open_gateway):
