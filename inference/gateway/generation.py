@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
+from inference.gateway import metrics
 from inference.gateway.admission import NO_RATES, Admission, Rates, Refused
 from inference.gateway.affinity import Affinity
 from inference.gateway.auth import KeyGrant
@@ -87,7 +88,7 @@ def new_id() -> str:
 class Generation:
     """A request that was admitted: its flight, and what its headers say."""
 
-    __slots__ = ("_rest", "assignments", "attempts", "decision", "facts", "flight", "hedge", "last_error",
+    __slots__ = ("_rest", "assignments", "attempts", "decision", "facts", "flight", "given_up", "hedge", "last_error",
                  "most_cost_nano", "plan", "rates", "request_id", "route", "sent", "table", "units")  # fmt: skip
 
     def __init__(
@@ -111,7 +112,8 @@ class Generation:
         self.most_cost_nano = most_cost_nano
         self.route = route_of(decision)
         self._rest: list[Link] | None = None
-        self.attempts: list[AttemptRecord] = []  # the choices that were given up
+        self.attempts: list[AttemptRecord] = []  # that were not the answer, and choices that were passed over
+        self.given_up: frozenset[str] = frozenset()  # deployments that had it and failed
         self.last_error: MmserveError | None = None  # of the latest of them
         self.sent = False  # whether the present choice has been given its job
         self.hedge: Beside | None = None
@@ -139,13 +141,13 @@ class Generation:
 
     @property
     def fallbacks(self) -> int:
-        """How many choices before the one that serves were given up."""
-        given_up = {one.deployment for one in self.attempts if one.outcome != HEDGED}
-        return len(given_up - {self.flight.deployment.id})
+        """How many choices were given up for another; one that was only passed over was none."""
+        return len(self.given_up - {self.flight.deployment.id})
 
     def gave_up(self, error: MmserveError) -> None:
         """The present choice has failed."""
         flight, self.last_error = self.flight, error
+        self.given_up |= {flight.deployment.id}
         self.note(flight.deployment, error.error_code or "error", error.message, flight.replica)
 
     def note(self, deployment: DeploymentEntry, outcome: str, why: str, replica: str | None = None) -> None:
@@ -338,6 +340,7 @@ class Generator:
                 # Whether its tokens were reserved nobody knows: they are not given back.
                 self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
                 raise
+        metrics.fallbacks.inc(generation.fallbacks)
         if generation.may_move or generation.attempts:
             flight.ask_first(self.mover_of(generation))
         self.on_admitted(generation)

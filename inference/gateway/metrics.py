@@ -27,7 +27,7 @@ usage_waiting = Gauge("mmserve_usage_records", "Usage records in Redis, rolled u
 usage_lost = Gauge(
     "mmserve_usage_lost", "Usage records that a full stream turned away: nobody will count them."
 )
-fallbacks = Counter("mmserve_fallbacks", "Requests that went to the next choice of their chain.")
+fallbacks = Counter("mmserve_fallbacks", "How often a request went on to another choice of its chain.")
 hedges = Counter(
     "mmserve_hedges", "Second attempts beside a slow first one: sent, and how they ended.", ("what",)
 )

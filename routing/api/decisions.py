@@ -165,7 +165,9 @@ class StatsRow(serializers.Serializer):
     arm = serializers.CharField(allow_blank=True)
     requests = serializers.IntegerField()
     cancelled = serializers.IntegerField()
-    fallbacks = serializers.IntegerField()
+    fallbacks = serializers.IntegerField(
+        help_text="changes from one choice to the next; who was only passed over does not count"
+    )
     cache_hits = serializers.IntegerField(help_text="answers with a prompt that was in part in the KV cache")
     prompt_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField()

@@ -81,7 +81,7 @@ class UsageRecord(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     completion_tokens: int = 0
     cached_tokens: int = 0
     attempts: int = 1
-    fallbacks: int = 0  # how many choices before the one that served were given up
+    fallbacks: int = 0  # how many choices were given up for another; one that was passed over was none
     queued_s: float = 0.0
     ttft_s: float = 0.0
     tpot_s: float = 0.0

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
+import redis
 
 from inference.gateway import metrics
 from inference.gateway.generation import Generation
 from inference.protocol import DELTA, ERROR, GenerateRequest
 from routing.core.breaker import LEAST, State
+from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.core.route import CandidateEntry, Cause, Policy, RouteEntry
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
+from tests.integration.gateway.client import Response
 from tests.integration.gateway.conftest import Gateway, Opener
 from tests.integration.gateway.fake_engine import FakeEngine, Script, failing, words
 from tests.integration.gateway.waiting import until
@@ -164,12 +170,15 @@ async def test_a_full_queue_goes_to_the_next_choice(open_gateway: Opener) -> Non
         ):
             await both_ready(gateway)
             first.pulling.clear()
+            before = metrics.fallbacks._value.get()
             answers = [asyncio.create_task(gateway.client.post("/v1/completions", BODY)) for _ in range(4)]
             await until(lambda: sum(task.done() for task in answers) >= 2)
             first.pulling.set()
             found = [await task for task in answers]
     assert [one.status for one in found] == [200] * 4
-    assert {one.headers["x-mmserve-model"] for one in found} == {"first@1", "second@1"}
+    by_second = sum(one.headers["x-mmserve-model"] == "second@1" for one in found)
+    assert 0 < by_second < 4
+    assert metrics.fallbacks._value.get() - before == by_second
 
 
 async def test_without_a_first_token_in_time_the_next_choice_answers(open_gateway: Opener) -> None:
@@ -257,7 +266,43 @@ async def test_a_choice_whose_breaker_has_opened_meanwhile_is_passed_over(open_g
             first.pulling.set()
             answer = await asked
             assert len(second.jobs) == tried
+            [fallbacks] = await fallbacks_of(gateway, answer)
     assert answer.headers["x-mmserve-model"] == "third@1"
+    assert fallbacks == 1
+
+
+async def test_who_was_only_passed_over_while_a_slow_first_choice_served_is_no_fallback(
+    open_gateway: Opener,
+) -> None:
+    async with open_gateway() as gateway:
+        await has_table(gateway, two(first_token_s=0.3))
+        async with engine(gateway, "first", words("slow")) as first, engine(gateway, "second", words("two")):
+            await both_ready(gateway)
+            first.gate.clear()
+            asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
+            await until(lambda: any(flight.first_token_by for flight in gateway.runtime.hub))
+            for _ in range(LEAST):
+                gateway.runtime.generator.experience.failed("second", time.monotonic())
+            await until(lambda: all(flight.first_token_by is None for flight in gateway.runtime.hub))
+            first.gate.set()
+            answer = await asked
+            [fallbacks] = await fallbacks_of(gateway, answer)
+    assert answer.headers["x-mmserve-model"] == "first@1"
+    assert fallbacks == 0
+
+
+async def fallbacks_of(gateway: Gateway, answer: Response) -> list[int]:
+    """What its record counts, once it is written."""
+    name = answer.headers["x-mmserve-decision"]
+    return await until(
+        lambda: [one.fallbacks for one in usage_records(gateway.redis_url) if one.request_id == name]
+    )
+
+
+def usage_records(url: str) -> list[UsageRecord]:
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        found: Any = client.xrange(USAGE_STREAM)
+    return [msgspec.json.decode(fields[b"record"], type=UsageRecord) for _, fields in found]
 
 
 async def test_a_prompt_that_is_too_long_for_all_is_the_clients_mistake(open_gateway: Opener) -> None:

@@ -21,7 +21,7 @@ from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable
 from tests.integration.gateway.client import Response
 from tests.integration.gateway.conftest import Gateway, Opener
 from tests.integration.gateway.fake_engine import FakeEngine, Script, words
-from tests.integration.gateway.test_fallback import BODY, LOST, both_ready, engine, has_table
+from tests.integration.gateway.test_fallback import BODY, LOST, both_ready, engine, fallbacks_of, has_table
 from tests.integration.gateway.waiting import until
 
 PRICES = Prices.of(per_million_input=Decimal(1), per_million_output=Decimal(2))
@@ -224,6 +224,7 @@ async def test_an_error_of_the_second_attempt_cannot_win(open_gateway: Opener) -
         race.first.gate.set()
         answer = await asked
         kept = await race.decision(answer)
+        assert await fallbacks_of(race.gateway, answer) == [0]
     assert flight.over
     assert answer.status == 200
     assert answer.headers["x-mmserve-model"] == "first@1"
@@ -244,6 +245,7 @@ async def test_an_error_of_the_first_attempt_leaves_the_request_to_the_second(op
         race.second.gate.set()
         answer = await asked
         kept = await race.decision(answer)
+        assert await fallbacks_of(race.gateway, answer) == [1]
     assert answer.headers["x-mmserve-model"] == "second@1"
     assert len(race.second.jobs) == 1
     assert [(one.deployment, one.outcome) for one in kept.attempts] == [("first", "engine_lost")]

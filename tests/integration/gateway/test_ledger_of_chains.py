@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pytest
 import redis
 
@@ -17,11 +16,19 @@ from inference.gateway import runtime
 from inference.gateway.rqjob import queue_key
 from inference.protocol import ERROR, GenerateRequest, queue_name
 from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope, in_usd
-from routing.core.records import USAGE_STREAM, UsageRecord
 from routing.core.table import RoutingTable
 from tests.integration.gateway.conftest import Gateway, Opener
 from tests.integration.gateway.fake_engine import FakeEngine, words
-from tests.integration.gateway.test_fallback import BODY, LOST, ROUTE, all_ready, chained, engine, has_table
+from tests.integration.gateway.test_fallback import (
+    BODY,
+    LOST,
+    ROUTE,
+    all_ready,
+    chained,
+    engine,
+    has_table,
+    usage_records,
+)
 from tests.integration.gateway.test_redis_restart import own_redis
 from tests.integration.gateway.waiting import until
 
@@ -55,12 +62,6 @@ def ledger(url: str, entry: BudgetEntry) -> Ledger:
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         found = client.hget(LEDGERS_KEY, entry.place)
     return Ledger("", 0, 0) if found is None else Ledger.read(found)
-
-
-def records(url: str) -> list[UsageRecord]:
-    with contextlib.closing(redis.Redis.from_url(url)) as client:
-        found = client.xrange(USAGE_STREAM)
-    return [msgspec.json.decode(fields[b"record"], type=UsageRecord) for _, fields in found]
 
 
 async def begun_then_lost(
@@ -154,7 +155,9 @@ async def test_many_at_once_that_all_fall_back_never_hold_more_than_the_budget_h
             answers = [await one for one in asked]
             served = sum(one.status == 200 for one in answers)
             await until(lambda: gateway.runtime._settler.idle)
-            bills = sum(not one.key and one.cost_nano == PROMPT_NANO for one in records(gateway.redis_url))
+            bills = sum(
+                not one.key and one.cost_nano == PROMPT_NANO for one in usage_records(gateway.redis_url)
+            )
             await settled(gateway, entry, served * COST_NANO + bills * PROMPT_NANO)
     most = (entry.limit_nano - bills * PROMPT_NANO) // MOST_NANO
     assert (0 < served <= most) if begun else (served == most == 6)
@@ -238,7 +241,7 @@ async def test_an_attempt_that_gave_way_to_another_is_billed_to_the_route_and_no
             answer = await asked
             await settled(gateway, key, COST_NANO)
             await settled(gateway, route, COST_NANO + PROMPT_NANO)
-            [lost] = [one for one in records(gateway.redis_url) if not one.key]
+            [lost] = [one for one in usage_records(gateway.redis_url) if not one.key]
             assert held_members(gateway.redis_url) == []
     # While the second one runs, what the first one cost is held of the route's budget, or charged already.
     assert [one.spent_nano + one.held_nano for one in held] == [MOST_NANO, MOST_NANO + PROMPT_NANO]
@@ -281,8 +284,8 @@ async def test_a_client_that_leaves_does_not_pay_for_the_choice_that_was_given_u
             await asyncio.sleep(1.1)  # it gives up what it was waiting for
             async with gateway.client.begin("/v1/completions", BODY) as (_, _, left):
                 await until(lambda: any(flight.attempt > 1 for flight in gateway.runtime.hub))
-                await until(lambda: len(records(gateway.redis_url)) == 1)
+                await until(lambda: len(usage_records(gateway.redis_url)) == 1)
                 left.set()
-            await until(lambda: len(records(gateway.redis_url)) == 2)
+            await until(lambda: len(usage_records(gateway.redis_url)) == 2)
             await settled(gateway, key, 0)
             await settled(gateway, route, PROMPT_NANO)
