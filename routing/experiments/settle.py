@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from routing.core.records import UsageRecord, counts_for_its_arm
@@ -26,8 +28,12 @@ RATING = "rating"
 # Feedback may come for this long; a rating that comes before its request's record waits for a day.
 EXPOSURES_KEPT = datetime.timedelta(days=30)
 PENDING_KEPT = datetime.timedelta(days=1)
+# A scorer is trained from the ratings of this long. Longer than exposures: what was counted must be known as such.
+FEEDBACK_KEPT = datetime.timedelta(days=90)
 MOST_EXPOSURES = 1_000_000
+MOST_FEEDBACK = 2_000_000
 MOST_JOINED = 2_000
+MOST_FORGOTTEN = 20_000
 
 Place = tuple[int, int, str]  # experiment, phase, arm
 
@@ -147,13 +153,21 @@ def join_feedback() -> int:
     return counted
 
 
-def forget(now: datetime.datetime | None = None) -> None:
-    """Keep exposures and waiting feedback bounded, by age and by number."""
+def forget(now: datetime.datetime | None = None) -> bool:
+    """Keep exposures and feedback bounded, by age and by number.
+
+    At most MOST_FORGOTTEN rows of each go at once: whether there may be more to forget.
+    """
     now = now or timezone.now()
-    Exposure.objects.filter(at__lt=now - EXPOSURES_KEPT).delete()
-    beyond = Exposure.objects.order_by("-at").values_list("at", flat=True)[
-        MOST_EXPOSURES : MOST_EXPOSURES + 1
-    ]
-    for oldest in beyond:
-        Exposure.objects.filter(at__lte=oldest).delete()
     Feedback.objects.filter(pending=True, at__lt=now - PENDING_KEPT).update(pending=False)
+    gone = (
+        _forget_oldest(Exposure.objects.all(), now - EXPOSURES_KEPT, MOST_EXPOSURES),
+        _forget_oldest(Feedback.objects.all(), now - FEEDBACK_KEPT, MOST_FEEDBACK),
+    )
+    return max(gone) >= MOST_FORGOTTEN
+
+
+def _forget_oldest(rows: QuerySet[Any], before: datetime.datetime, most: int) -> int:
+    beyond = rows.order_by("-at").values_list("at", flat=True)[most : most + 1]
+    old = rows.filter(at__lte=max([before, *beyond])).order_by("at").values("pk")[:MOST_FORGOTTEN]
+    return rows.filter(pk__in=old).delete()[0]

@@ -38,9 +38,9 @@ class ExperimentWatch:
         join_feedback()
         copy_traits()
         self.look()
-        if monotonic - self._forgot_at >= FORGET_EVERY_S:
+        # Much that is old goes over several passes: none of them may keep the controller from its other work.
+        if monotonic - self._forgot_at >= FORGET_EVERY_S and not forget():
             self._forgot_at = monotonic
-            forget()
 
     def look(self, now: datetime.datetime | None = None) -> None:
         """Judge each live experiment once."""

@@ -23,10 +23,11 @@ from routing.core.records import UsageRecord, shadow_key
 from routing.core.statistics import metrics as m
 from routing.core.statistics.metrics import METRICS
 from routing.core.statistics.totals import Totals
+from routing.experiments import settle as settle_module
 from routing.experiments.report import report_of
 from routing.experiments.settle import PENDING_KEPT, forget, join_feedback, settle
-from routing.experiments.watch import ExperimentWatch
-from routing.models.experiments import ArmTotals, Experiment, Feedback, State
+from routing.experiments.watch import EVERY_S, ExperimentWatch
+from routing.models.experiments import ArmTotals, Experiment, Exposure, Feedback, State
 from routing.models.usage import UsageHour
 from tests.integration.api.conftest import make_ready
 from tests.integration.api.test_experiments import REQUESTS, assignment, draft, kinds, traffic, versions
@@ -202,6 +203,38 @@ def test_feedback_whose_request_never_comes_is_waited_for_a_day(reader: APIClien
     assert Feedback.objects.get().pending
     forget(timezone.now() + PENDING_KEPT + datetime.timedelta(minutes=1))
     assert not Feedback.objects.get().pending
+
+
+def test_feedback_and_exposures_are_kept_for_so_long_and_no_more_than_so_many(
+    manager: APIClient, draft: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(draft)
+    records = traffic(60)
+    settle(records)
+    for record in records:
+        rate(manager, record.request_id, rating=1)
+    now = timezone.now()
+    for age, record in enumerate(records):
+        Feedback.objects.filter(request_id=record.request_id).update(
+            at=now - datetime.timedelta(days=2 * age)
+        )
+        Exposure.objects.filter(pk=record.request_id).update(at=now - datetime.timedelta(days=2 * age))
+    newest = [record.request_id for record in records]
+
+    assert not forget(now)
+    assert set(Feedback.objects.values_list("request_id", flat=True)) == set(newest[:45])
+    assert set(Exposure.objects.values_list("request_id", flat=True)) == set(newest[:15])
+
+    monkeypatch.setattr(settle_module, "MOST_FEEDBACK", 10)
+    monkeypatch.setattr(settle_module, "MOST_EXPOSURES", 4)
+    monkeypatch.setattr(settle_module, "MOST_FORGOTTEN", 20)
+    watch = ExperimentWatch()
+    watch.step(0.0)
+    assert (Feedback.objects.count(), Exposure.objects.count()) == (25, 4)
+    watch.step(EVERY_S)  # there was more to forget: it does not wait for an hour
+    assert set(Feedback.objects.values_list("request_id", flat=True)) == set(newest[:10])
+    assert set(Exposure.objects.values_list("request_id", flat=True)) == set(newest[:4])
+    assert rate(manager, newest[50], rating=0.5).json()["in_experiment"] is False
 
 
 def test_the_watch_ramps_what_lasted_and_kept_its_guardrails(draft: Experiment) -> None:
