@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('routing', '0008_requests_before_step'),
+        ('routing', '0009_feedback_traits'),
     ]
 
     operations = [
