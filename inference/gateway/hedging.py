@@ -105,8 +105,9 @@ class Hedge:
         self._generation = generation
         self._rival: Flight | None = None  # the second attempt, once it is on its way
         self._holder = ""  # the replica that had the first attempt when the second was sent
-        self._sent = False
+        self._sent = False  # whether the second attempt has its job, for certain
         self._over = False
+        self._failed = False  # of one that was over before it was sent
         self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._start)
 
     def end(self) -> None:
@@ -200,10 +201,10 @@ class Hedge:
                 generation.rest.insert(0, second.link)
             return
         metrics.hedges.labels("sent").inc()
+        if self._over and not self._sent:
+            # It was over while it was being sent: only now there is a job to be taken back.
+            await self._stop(rival, failed=self._failed)
         self._sent = True
-        if self._over:
-            # The first one had its token while this one was being sent.
-            await generator.stop(rival)
 
     def _first_was_first(self) -> None:
         if self._rival is not None and not self._over:
@@ -241,6 +242,7 @@ class Hedge:
         generation, hub = self._generation, self._hedges.hub
         flight, rival = generation.flight, self._rival
         assert rival is not None
+        self._sent = True
         hub.remove(flight)
         hub.remove(rival)
         flight.trade(rival)
@@ -264,7 +266,9 @@ class Hedge:
         self._generation.flight.on_first = loser.on_first = None
         loser.over = True
         self._hedges.hub.remove(loser)
-        self._hedges.begin(asyncio.create_task(self._stop(loser, failed=failed)))
+        self._failed = failed
+        if self._sent:
+            self._hedges.begin(asyncio.create_task(self._stop(loser, failed=failed)))
 
     async def _stop(self, loser: Flight, *, failed: bool) -> None:
         generator = self._hedges.generator

@@ -12,10 +12,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
+from inference.gateway.rqjob import queue_key
+from inference.protocol import queue_name
 from routing.core.assignment import ArmEntry, ExperimentEntry, deal
 from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope
 from routing.core.latency import TAIL_LEAST
-from routing.core.records import USAGE_STREAM, DecisionRecord, UsageRecord, decision_key
+from routing.core.records import USAGE_STREAM, DecisionRecord, Spent, UsageRecord, decision_key
 from routing.core.route import CandidateEntry, Policy, RouteEntry
 from routing.core.table import DeploymentEntry, Limits, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.client import Response
@@ -177,6 +179,47 @@ async def test_the_loser_is_billed_to_the_route_and_not_to_the_key(open_gateway:
     assert paid[1] - paid[0] == 3000
     assert paid[0] == 3000 + 2 * 2000
     assert held == 0
+
+
+async def test_a_second_attempt_that_lost_while_it_was_being_sent_is_taken_back_and_billed_to_nobody(
+    open_gateway: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with racing(open_gateway) as race:
+        _, route = BUDGETS
+        await until_settled(race, LEARNING)
+        before = await race.spent(route)
+        generator, ledgers = race.gateway.runtime.generator, race.gateway.runtime.admission.ledgers
+        opening, opened = asyncio.Event(), asyncio.Event()
+        send_beside = generator.send_beside
+
+        async def with_a_ledger_to_open(*given: Any, **more: Any) -> None:
+            await race.redis.hdel(LEDGERS_KEY, route.place)
+            await send_beside(*given, **more)
+
+        async def slow_source(_budget: BudgetEntry, _now: float) -> Spent:
+            opening.set()
+            await opened.wait()
+            return Spent(before, "99999999999999-0")
+
+        monkeypatch.setattr(generator, "send_beside", with_a_ledger_to_open)
+        monkeypatch.setattr(ledgers, "_source", slow_source)
+        race.second.pulling.clear()
+        await asyncio.sleep(1.1)  # it gives up what it was waiting for
+        race.first.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await opening.wait()
+        race.first.gate.set()
+        answer = await asked
+        opened.set()
+        await until_settled(race, LEARNING + 1)
+        await until(lambda: not race.gateway.runtime.hedges._tasks)
+        await until(lambda: race.gateway.runtime._settler.idle)
+        assert await race.redis.llen(queue_key(queue_name("second", "normal"))) == 0
+        assert await race.redis.zcard(HELD_KEY) == 0
+        assert await race.beside() == []
+        race.second.pulling.set()
+    assert answer.headers["x-mmserve-model"] == "first@1"
+    assert not race.second.jobs
 
 
 async def until_settled(race: Race, records: int) -> None:
