@@ -205,14 +205,14 @@ def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float, 
     groups = [arm.bins[metric.histogram] for arm in (control, treatment)]
     values = [interval(one, metric.level, alpha)[0] for one in groups]
     delta, low, high = difference(groups[0], groups[1], metric.level, alpha, limit)
-    known = math.isfinite(low) and math.isfinite(high)
+    known = bool(np.isfinite(low) and np.isfinite(high))
     return Comparison(
         metric=metric.name,
         control=_number(values[0]),
         treatment=_number(values[1]),
         difference=_number(delta),
-        low=low if known else None,
-        high=high if known else None,
+        low=float(low) if known else None,
+        high=float(high) if known else None,
         count=int(sum(one.sum() for one in groups)),
         scale=_number(values[0]),
     )

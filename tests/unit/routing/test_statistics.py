@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.core.statistics import metrics as m
-from routing.core.statistics.compare import Difference, compare, difference_of, harm, scale_of
+from routing.core.statistics.compare import Difference, bonferroni, compare, difference_of, harm, scale_of
 from routing.core.statistics.means import estimate, paired_variance
 from routing.core.statistics.metrics import METRICS
 from routing.core.statistics.mismatch import ALPHA as RATIO_ALPHA
@@ -22,11 +22,13 @@ from routing.core.statistics.quantiles import (
     BINS,
     GROUPS,
     bin_of,
+    bins_of,
     design_effect,
     interval,
     quantile,
     seconds_at,
 )
+from routing.core.statistics.quantiles import difference as quantile_difference
 from routing.core.statistics.sequences import Numbers
 from routing.core.statistics.totals import CLUSTERS, Outcome, Totals
 from routing.core.statistics.units import UnitSample
@@ -300,23 +302,102 @@ def histogram(rng: np.random.Generator, size: int, *, levels: Numbers | None = N
     return groups
 
 
+BIN_LOOKS = 20
+BIN_GROUPS = 16
+TOGETHER = 250  # runs at once: their bins stay in the cache
+
+
+def more_bins(
+    rng: np.random.Generator,
+    bins: np.ndarray,
+    per_look: int,
+    *,
+    levels: Numbers | None = None,
+    lift: float = 0.0,
+) -> Numbers:
+    """Another look's log-normal latencies (run, request), counted in bins (run, group, bin)."""
+    runs, groups, _ = bins.shape
+    owner = rng.integers(0, groups, (runs, per_look))
+    seconds = rng.lognormal(-1, 0.8, (runs, per_look)) * (1 + lift)
+    if levels is not None:
+        seconds *= np.take_along_axis(levels, owner, axis=1)
+    places = (np.arange(runs)[:, None] * groups + owner) * BINS + bins_of(seconds)
+    bins += np.bincount(places.ravel(), minlength=bins.size).reshape(bins.shape).astype(np.uint32)
+    return seconds
+
+
+def empty_bins() -> np.ndarray:
+    return np.zeros((TOGETHER, BIN_GROUPS, BINS), np.uint32)
+
+
 def test_the_sequence_of_a_quantile_covers_it_at_all_looks() -> None:
     rng = np.random.default_rng(9)
     truth = {level: math.exp(-1 + 0.8 * NormalDist().inv_cdf(level)) for level in (0.5, 0.95)}
-    missed = dict.fromkeys(truth, 0)
-    for _ in range(200):
-        groups = np.zeros((GROUPS, BINS), np.uint32)
-        outside = set()
-        for size in (100, 100, 200, 400, 800):
-            groups += histogram(rng, size).astype(np.uint32)
+    missed, once = dict.fromkeys(truth, 0), 0
+    for _ in range(RUNS // TOGETHER):
+        bins, outside = empty_bins(), {level: np.zeros(TOGETHER, bool) for level in truth}
+        for look in range(BIN_LOOKS):
+            more_bins(rng, bins, 50 + 10 * look)
             for level, value in truth.items():
-                _, low, high = interval(groups, level, ALPHA)
-                if not low <= value <= high:
-                    outside.add(level)
-        for level in outside:
-            missed[level] += 1
-    assert all(count <= 200 * ALPHA for count in missed.values())
-    assert 0 < interval(groups, 0.5, ALPHA)[1] < truth[0.5] < interval(groups, 0.5, ALPHA)[2] < 2 * truth[0.5]
+                _, low, high = interval(bins, level, ALPHA)
+                outside[level] |= (value < low) | (value > high)
+        for level in truth:
+            missed[level] += int(outside[level].sum())
+        once += int(((low > truth[0.95] * 0.1) & (high < truth[0.95] * 10)).sum())
+    assert all(count <= RUNS * (ALPHA + SLACK) for count in missed.values())
+    assert once > 0.99 * RUNS  # else the interval could be anything
+
+
+def test_the_textbooks_interval_of_a_quantile_errs_far_more_often() -> None:
+    rng = np.random.default_rng(23)
+    bins, wrong, truth = empty_bins(), np.zeros(TOGETHER, bool), math.exp(-1)
+    for look in range(BIN_LOOKS):
+        more_bins(rng, bins, 50 + 10 * look)
+        counts = bins.sum(axis=1)
+        off = 1.96 * np.sqrt(0.25 / counts.sum(axis=1))
+        wrong |= (quantile(counts, 0.5 - off) > truth) | (quantile(counts, 0.5 + off) < truth)
+    assert wrong.mean() > 3 * ALPHA
+
+
+def ever_stopped(seed: int, lift: float, runs: int) -> float:
+    """The part of the runs in which one of three guardrails of 20% was ever broken: errors, a mean, a quantile."""
+    rng = np.random.default_rng(seed)
+    limit, alpha = 0.2, bonferroni(ALPHA, 3)
+    stopped = 0
+    for _ in range(runs // TOGETHER):
+        broken = np.zeros(TOGETHER, bool)
+        bins = empty_bins(), empty_bins()
+        sums = np.zeros((2, 3, TOGETHER, BIN_GROUPS * 4))  # requests, errors, seconds
+        for look in range(BIN_LOOKS):
+            for arm in (0, 1):
+                seconds = more_bins(rng, bins[arm], 50 + 10 * look, lift=lift * arm)
+                owner = (
+                    rng.integers(0, sums.shape[3], seconds.shape)
+                    + sums.shape[3] * np.arange(TOGETHER)[:, None]
+                )
+                failed = rng.random(seconds.shape) < 0.02 * (1 + lift * arm)
+                for place, amount in enumerate((np.ones_like(seconds), failed, seconds)):
+                    found = np.bincount(owner.ravel(), amount.ravel(), sums[0, 0].size)
+                    sums[arm, place] += found.reshape(sums[0, 0].shape)
+            for column, proportion in ((1, True), (2, False)):
+                base, new = (estimate(one[column], one[0], proportion=proportion) for one in sums)
+                one = difference_of(base, new, alpha=alpha, effect=limit, limit=limit)
+                broken |= (one.delta - one.half) / scale_of(base, new) > limit
+            low = quantile_difference(*bins, 0.95, alpha, limit)[1]
+            broken |= low / quantile(bins[0].sum(axis=1), 0.95) > limit
+        stopped += int(broken.sum())
+    return stopped / runs
+
+
+def test_all_guardrails_together_stop_a_sound_arm_no_more_often_than_alpha() -> None:
+    assert ever_stopped(24, 0.0, RUNS) <= ALPHA + SLACK
+
+
+def test_all_guardrails_together_stop_an_arm_that_is_at_each_of_their_limits_no_more_often_than_alpha() -> (
+    None
+):
+    assert ever_stopped(25, 0.2, RUNS // 2) <= ALPHA + SLACK
+    assert ever_stopped(26, 1.0, TOGETHER) > 0.95  # else neither could fail
 
 
 def test_a_quantile_of_groups_that_differ_is_less_certain() -> None:
