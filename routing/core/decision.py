@@ -287,8 +287,11 @@ def _others_withheld(found: Judgement, request: RequestFacts) -> Filter | None:
     """Those who would come before the version that is meant, were it not for an open breaker."""
     slate = found.slate
     out = np.logical_or.reduce([one.out for one in found.filters if one.kind is not Kind.BREAKER])
-    places = _ordered(found, (~out).nonzero()[0], request)
-    if not len(places) or found.eligible[places[0]]:
+    able = ~out
+    if np.array_equal(able, found.eligible):
+        return None  # the breakers that are open are others'
+    places = _ordered(found, able.nonzero()[0], request)
+    if found.eligible[places[0]]:
         return None
     first = places[0]
     of_it = slate.hashes[places] == slate.hashes[first]
