@@ -34,11 +34,12 @@ PRICES = ("price_input", "price_cached_input", "price_output", "price_device_hou
 
 @transaction.atomic
 def routing_table() -> RoutingTable:
-    """Read the whole table in ten queries, however many rows there are."""
+    """Read the whole table in eleven queries, however many rows there are."""
     revision = current()
-    names, tags, chains = {}, {}, {}
-    for pk, name, words, *chain in _model_rows():
-        names[pk], tags[pk], chains[pk] = name, words, chain
+    names, tags = {}, {}
+    for pk, name, words in Model.objects.order_by().values_list("pk", "name", _text("tags")):
+        names[pk], tags[pk] = name, words
+    chains = {pk: chain for pk, *chain in _chain_rows()}
     # Aliases and deployments may name an archived version, which is no candidate. What was made between two of
     # these queries is left out: its revision is a later one, and brings the next table.
     served: dict[int, str] = {}
@@ -59,7 +60,7 @@ def routing_table() -> RoutingTable:
             defaults[model] = served[version]
     return RoutingTable.build(
         revision=revision,
-        models=[_model(name, defaults.get(pk), *chains[pk]) for pk, name in names.items()],
+        models=[_model(name, defaults.get(pk), *chains.get(pk, ())) for pk, name in names.items()],
         versions=versions.values(),
         aliases=aliases,
         deployments=[
@@ -74,9 +75,12 @@ def routing_table() -> RoutingTable:
     )
 
 
-def _model_rows() -> Any:
-    return Model.objects.order_by().values_list(
-        "pk", "name", _text("tags"), _text("fallbacks"), _text("no_fallback_on"), "first_token_ms"
+def _chain_rows() -> Any:
+    """Of the models that have fallbacks: few do."""
+    return (
+        Model.objects.order_by()
+        .exclude(fallbacks=[])
+        .values_list("pk", _text("fallbacks"), _text("no_fallback_on"), "first_token_ms")
     )
 
 
@@ -111,7 +115,11 @@ def _deployment_rows() -> Any:
 
 @lru_cache(maxsize=REMEMBERED)
 def _model(
-    name: str, default: str | None, fallbacks: str, no_fallback_on: str, first_token_ms: int | None
+    name: str,
+    default: str | None,
+    fallbacks: str = "[]",
+    no_fallback_on: str = "[]",
+    first_token_ms: int | None = None,
 ) -> ModelEntry:
     return ModelEntry(
         id=name,

@@ -15,6 +15,7 @@ from registry.revision import current
 from routing.actions.routes import create_route, delete_route, portable, update_route
 from routing.core.decision import RequestFacts, decide
 from routing.core.live import DeploymentLoad
+from routing.core.route import Cause
 from routing.models.routes import Route, TrainedScorer
 from tests.integration.api.conftest import make_ready, source
 
@@ -189,3 +190,26 @@ def test_a_route_that_could_choose_nobody_cannot_be_on(versions, fields, candida
     route = update_route(route, actor="ada", enabled=True, candidates=lines("acme/large"))
     with pytest.raises(InvalidRequest, match=words):
         update_route(route, actor="ada", candidates=candidates)
+
+
+def test_a_models_fallbacks_are_in_the_table_as_its_aliases_have_them(versions):
+    large = versions[0].model
+    alias = registry.promote(versions[1], actor="tests", alias="cheap")
+    registry.update_model(
+        large, actor="tests", fallbacks=["acme/small@cheap"], first_token_ms=500, no_fallback_on=["overload"]
+    )
+
+    table = routing_table()
+
+    entry = table.models["acme/large"]
+    assert (entry.fallbacks, entry.first_token_s) == (("acme/small@cheap",), 0.5)
+    assert entry.fallback_on == frozenset(Cause) - {Cause.OVERLOAD}
+    assert table.models["acme/small"].fallbacks == ()
+    live = {"acme-small": DeploymentLoad(ready=1, max_streams=8)}
+    request = RequestFacts(decision_id="d", model="acme/large", max_tokens=10)
+    assert [link.id for link in decide(table, live, request).chain] == ["acme-large", "acme-small"]
+
+    registry.delete_alias(alias, actor="tests")
+    after = decide(routing_table(), live, request)
+    assert [link.id for link in after.chain] == ["acme-large"]
+    assert "acme/small" in after.explained().problems[0]
