@@ -20,6 +20,7 @@ from inference.gateway.ledger import (
     Reservation,
     SpendSource,
     charged,
+    held_of,
     nothing_spent,
 )
 from inference.gateway.redis_batch import RedisBatch, Script
@@ -247,9 +248,14 @@ class Admission:
         decision_id: str = "",
         decision: bytes = b"",
         reservations: Sequence[Reservation] = (),
+        released: Sequence[Reservation] = (),
     ) -> None:
-        """Record what no key pays for: what was refused cost nothing, and the rest is on these budgets."""
+        """Record what no key pays for: what was refused cost nothing, and the rest is on these budgets.
+
+        ``released`` only give back what is held of theirs.
+        """
         payers, held = charged(reservations, time.time())
+        held += held_of(released)
         self.settler.post(
             Settlement(
                 record=encode(record).decode() if record else "",

@@ -182,6 +182,10 @@ class Generation:
         version = self.table.versions.get(self.flight.deployment.served_id)
         return version.prices if version else NO_PRICE
 
+    def most_nano(self, deployment: DeploymentEntry) -> int:
+        """The most that it can cost there."""
+        return most_cost_nano(self.plan, self.table.versions[deployment.served_id].prices, deployment)
+
     @property
     def cost_nano(self) -> int:
         """What it costs by now."""
@@ -373,9 +377,7 @@ class Generator:
     def turn_to(self, generation: Generation, link: Link) -> None:
         """What is sent from now on goes to this choice."""
         generation.flight.deployment = generation.table.deployments[link.id]
-        generation.most_cost_nano = most_cost_nano(
-            generation.plan, generation.prices, generation.flight.deployment
-        )
+        generation.most_cost_nano = generation.most_nano(generation.flight.deployment)
         generation.sent = False
 
     async def send(
@@ -445,8 +447,13 @@ class Generator:
         return self._live.loads.get(deployment)
 
     def may_take(self, generation: Generation, link: Link) -> bool:
-        """Whether this choice makes as much as the request asks for."""
-        return not _beyond(generation.plan, generation.table.deployments[link.id])
+        """Whether this choice makes as much as the request asks for, at no more than is held of budgets for it."""
+        deployment = generation.table.deployments[link.id]
+        held = (
+            not generation.flight.reservations
+            or generation.most_nano(deployment) <= generation.most_cost_nano
+        )
+        return held and not _beyond(generation.plan, deployment)
 
     def replicas(self, deployment: str) -> Sequence[ReplicaBeat]:
         """The last beats of those of its replicas that take jobs."""
@@ -468,9 +475,7 @@ class Generator:
         budgets = self._table().budgets_of(key="", team="", route=generation.route)
         reservation = None
         if budgets:
-            prices = generation.table.versions[deployment.served_id].prices
-            most = most_cost_nano(generation.plan, prices, deployment)
-            reservation = Reservation(rival.job_id, most, budgets)
+            reservation = Reservation(rival.job_id, generation.most_nano(deployment), budgets)
             rival.reservations = [reservation]
         self._hub.add(rival)
         await self._admission.admit(
@@ -505,9 +510,9 @@ class Generator:
     def bill(self, lost: Lost | None, held: Sequence[Reservation] = ()) -> None:
         """Charge the route for an attempt that was given up, write it down, and give back what was held for it."""
         if lost is not None:
-            self._admission.note(lost.record, reservations=[*held, lost.bill] if lost.bill else held)
+            self._admission.note(lost.record, reservations=[lost.bill] if lost.bill else (), released=held)
         elif held:
-            self._admission.note(reservations=held)
+            self._admission.note(released=held)
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
         """End a request: stop what still runs of it, then settle."""

@@ -246,6 +246,7 @@ class Hedge:
         hub.remove(flight)
         hub.remove(rival)
         flight.trade(rival)
+        generation.most_cost_nano = generation.most_nano(flight.deployment)
         flight.attempt += 1
         hub.add(flight)
         flight.start_anew()

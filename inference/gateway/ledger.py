@@ -177,5 +177,9 @@ def charged(
     for one in reservations[1:]:
         if one.budgets is not budgets:
             budgets = Payers({budget.place: budget for budget in (*one.budgets, *budgets)}.values())
-    held = [(one.member, one.nano, one.budgets.places) for one in reservations if one.nano]
-    return msgspec.Raw(budgets.told(now)), held
+    return msgspec.Raw(budgets.told(now)), held_of(reservations)
+
+
+def held_of(reservations: Iterable[Reservation]) -> list[tuple[str, int, list[str]]]:
+    """``held`` of a Settlement: what these hold, of which places."""
+    return [(one.member, one.nano, one.budgets.places) for one in reservations if one.nano]

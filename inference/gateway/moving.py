@@ -11,6 +11,7 @@ from inference.gateway.admission import Refused
 from inference.gateway.fallback import Mover, NoFirstToken, cause_of, exhausted
 from inference.gateway.generation import Generation, Generator
 from inference.gateway.hub import Hub
+from inference.gateway.ledger import Reservation
 from inference.gateway.tasks import cancel_all
 from mmserve.errors import MmserveError, ModelNotLoaded
 from routing.core.chain import Link
@@ -70,6 +71,7 @@ class Moving:
         lost = await generator.give_up(generation, flight, failed=failed)
         if flight.over:
             lost = None  # its client has left, and pays for it
+        held: list[Reservation] = []
         self._hub.remove(flight)
         while not flight.over and link is not None:
             generator.turn_to(generation, link)
@@ -84,12 +86,19 @@ class Moving:
                 generation.gave_up(error)
                 link = generator.next_link(generation, error)
                 continue
+            if flight.over:
+                # Its client left while it was being sent: only now there is a job to be taken back.
+                await generator.stop(flight)
+                generator.bill(None, flight.reservations)
             metrics.fallbacks.inc()
             log.warning("request %s goes on at %s", generation.request_id, flight.deployment.id)
             break
         else:
             flight.mover = None
             flight.fail(exhausted(generation.attempts, error))
-        generator.bill(lost)
+            if lost is not None:
+                # Nothing has taken its place: what it held is given back as it is charged.
+                held, flight.reservations = flight.reservations, []
+        generator.bill(lost, held)
         flight.heard_at = time.monotonic()
         flight.recovering = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from typing import Any
@@ -324,6 +325,32 @@ async def test_a_second_attempt_goes_only_where_there_is_room(open_gateway: Open
         assert not race.second.jobs
         race.first.gate.set()
         assert (await asked).headers["x-mmserve-model"] == "first@1"
+
+
+@pytest.mark.parametrize("budgeted", [True, False])
+async def test_no_budget_pays_for_a_dearer_answer_than_was_held_for(
+    open_gateway: Opener, budgeted: bool
+) -> None:
+    async with racing(open_gateway) as race:
+        table = hedged(1.0, revision=3)
+        dearer = Prices.of(per_million_input=Decimal(1), per_million_output=Decimal(3))
+        versions = {
+            **table.versions,
+            "second@1": dataclasses.replace(table.versions["second@1"], prices=dearer),
+        }
+        budgets = table.budgets if budgeted else {}
+        await has_table(race.gateway, dataclasses.replace(table, versions=versions, budgets=budgets))
+        race.first.gate.clear()
+        asked = asyncio.create_task(race.ask(stream=True))
+        await race.first.until(lambda: len(race.first.jobs) > LEARNING)
+        if budgeted:
+            await asyncio.sleep(0.5)  # long past the time at which a second attempt would have been sent
+            assert not race.second.jobs
+            race.first.gate.set()
+        answer = await asked
+    assert answer.headers["x-mmserve-model"] == ("first@1" if budgeted else "second@1")
+    # A token and a byte of a prompt at a dollar a million, four tokens of an answer at two, or at three.
+    assert answer.headers["x-mmserve-cost-estimate-usd"] == ("0.00001" if budgeted else "0.000014")
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from inference.gateway import runtime
 from inference.gateway.rqjob import queue_key
 from inference.protocol import ERROR, GenerateRequest, queue_name
 from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope, in_usd
+from routing.core.records import Spent
 from routing.core.table import RoutingTable
 from tests.integration.gateway.conftest import Gateway, Opener
 from tests.integration.gateway.fake_engine import FakeEngine, words
@@ -289,3 +290,46 @@ async def test_a_client_that_leaves_does_not_pay_for_the_choice_that_was_given_u
             await until(lambda: len(usage_records(gateway.redis_url)) == 2)
             await settled(gateway, key, 0)
             await settled(gateway, route, PROMPT_NANO)
+
+
+async def test_a_choice_that_was_being_sent_when_its_client_left_is_taken_back(
+    open_gateway: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = budget(10 * MOST_NANO)
+    async with open_gateway() as gateway:
+        await has_table(gateway, priced(("first", "second"), entry))
+        admission = gateway.runtime.admission
+        opening, opened = asyncio.Event(), asyncio.Event()
+        admit = admission.admit
+
+        async def with_a_ledger_to_open(*given: Any, **more: Any) -> Any:
+            if more["replaces"]:
+                with contextlib.closing(redis.Redis.from_url(gateway.redis_url)) as client:
+                    client.hdel(LEDGERS_KEY, entry.place)
+                monkeypatch.setattr(admission.ledgers, "_source", slow_source)
+            return await admit(*given, **more)
+
+        async def slow_source(_budget: BudgetEntry, _now: float) -> Spent:
+            opening.set()
+            await opened.wait()
+            return Spent(0, "0-0")
+
+        monkeypatch.setattr(admission, "admit", with_a_ledger_to_open)
+        async with engine(gateway, "first", LOST), engine(gateway, "second", words("hello")) as second:
+            await all_ready(gateway, ("first", "second"))
+            second.pulling.clear()
+            await asyncio.sleep(1.1)  # it gives up what it was waiting for
+            async with gateway.client.begin("/v1/completions", BODY) as (_, task, left):
+                await opening.wait()
+                left.set()
+                await task
+            await until(lambda: usage_records(gateway.redis_url))
+            opened.set()
+            await until(lambda: not gateway.runtime.moving._tasks)
+            await until(lambda: gateway.runtime._settler.idle)
+            with contextlib.closing(redis.Redis.from_url(gateway.redis_url)) as client:
+                assert client.llen(queue_key(queue_name("second", "normal"))) == 0
+            assert held_members(gateway.redis_url) == []
+            assert ledger(gateway.redis_url, entry).held_nano == 0
+            second.pulling.set()
+    assert not second.jobs
