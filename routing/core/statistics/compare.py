@@ -64,9 +64,10 @@ def compare(
     """``effect`` is the smallest relative effect of interest; the sequence is tightest where it could be seen.
 
     ``paired``: both arms had the same requests. Quantiles are compared as if they had not, which is wider.
-    ``limit``: what ``relative`` is held against. The control's own uncertainty counts (1 + limit) times then, as it
-    does in treatment - (1 + limit) · control, so that whether the interval lies beyond the limit errs with alpha
-    wherever the truth is on the near side of it (the sign test of Fieller 1954).
+    ``limit``: how much worse is held against ``relative``. The control's own uncertainty counts (1 + limit) times then,
+    as it does in treatment - (1 + limit) · control, so that whether the interval lies beyond the limit errs with alpha
+    wherever the truth is on the near side of it (the sign test of Fieller 1954). Where worse is nearer to 0, it counts
+    once: less would do.
     """
     if metric.histogram is not None:
         return _quantile(metric, control, treatment, alpha, limit)
@@ -74,6 +75,7 @@ def compare(
         estimate(arm.sums[metric.top], arm.sums[metric.bottom], proportion=metric.proportion)
         for arm in (control, treatment)
     )
+    limit = _uncertain_by(metric, base, limit)
     variance = None
     if paired:
         sums = [(arm.sums[metric.top], arm.sums[metric.bottom]) for arm in (control, treatment)]
@@ -198,6 +200,13 @@ def bonferroni(alpha: float, comparisons: int) -> float:
 def names(wanted: Sequence[str]) -> list[Metric]:
     """The metrics of these names."""
     return [METRICS[name] for name in wanted]
+
+
+def _uncertain_by(metric: Metric, base: Estimate, limit: float) -> float:
+    """The limit where it is farther from 0 than the control is, else 0."""
+    if metric.lower_is_better is None:
+        return limit
+    return limit if metric.lower_is_better == (float(base.value) >= 0) else 0.0
 
 
 def _quantile(metric: Metric, control: Totals, treatment: Totals, alpha: float, limit: float) -> Comparison:

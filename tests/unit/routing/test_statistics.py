@@ -267,6 +267,23 @@ def test_the_control_is_what_it_is_compared_with_whatever_its_sign() -> None:
     assert worse_by("score", scores[0.0], scores[2.0], 0.1)[2] < 0
 
 
+def test_the_controls_own_uncertainty_counts_more_where_worse_is_farther_from_zero() -> None:
+    rng = np.random.default_rng(27)
+    good, bad, shorter = Totals(), Totals(), Totals()
+    for unit in range(2000):
+        for level, arm in ((0.8, good), (-2.0, bad)):
+            arm.add_feedback(unit, value=level + float(rng.normal(0, 0.1)), before=None, rating=False)
+        shorter.add(Outcome(unit=unit, succeeded=True, cost=float(rng.exponential(1.0))))
+    for name, arm, counts_more in (("score", good, False), ("score", bad, True), ("cost", shorter, True)):
+        widths = []
+        for limit in (0.0, 1.0):
+            found = compare(METRICS[name], arm, arm, alpha=ALPHA, effect=1.0, limit=limit)
+            assert found.high is not None
+            widths.append(found.high)
+        # Twice the control's deviation: √(4 + 1) instead of √2.
+        assert widths[1] / widths[0] == pytest.approx(math.sqrt(2.5) if counts_more else 1.0, rel=0.1)
+
+
 def ever_over(looks: Iterator[Look], limit: float) -> float:
     """The part of the runs in which a guardrail of error rates was ever broken."""
     broken = np.zeros(RUNS, bool)
