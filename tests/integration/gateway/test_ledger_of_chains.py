@@ -17,7 +17,7 @@ from inference.gateway.rqjob import queue_key
 from inference.protocol import ERROR, GenerateRequest, queue_name
 from routing.core.cost import HELD_KEY, LEDGERS_KEY, BudgetEntry, Ledger, Period, Prices, Scope, in_usd
 from routing.core.records import Spent
-from routing.core.table import RoutingTable
+from routing.core.table import DeploymentEntry, ModelEntry, RoutingTable, VersionEntry
 from tests.integration.gateway.conftest import Gateway, Opener
 from tests.integration.gateway.fake_engine import FakeEngine, words
 from tests.integration.gateway.test_fallback import (
@@ -333,3 +333,32 @@ async def test_a_choice_that_was_being_sent_when_its_client_left_is_taken_back(
             assert ledger(gateway.redis_url, entry).held_nano == 0
             second.pulling.set()
     assert not second.jobs
+
+
+async def test_in_a_models_own_chain_nobodys_budget_pays_for_what_was_thrown_away(
+    open_gateway: Opener,
+) -> None:
+    entry = budget(MOST_NANO)
+    table = RoutingTable.build(
+        revision=2,
+        models=[
+            ModelEntry(id="first", default="first@1", fallbacks=("second",)),
+            ModelEntry(id="second", default="second@1"),
+        ],
+        versions=[
+            VersionEntry(served_id=f"{name}@1", model=name, prices=PRICES) for name in ("first", "second")
+        ],
+        aliases={},
+        deployments=[DeploymentEntry(id=name, served_id=f"{name}@1") for name in ("first", "second")],
+        budgets=[entry],
+    )
+    async with open_gateway() as gateway:
+        await has_table(gateway, table)
+        async with engine(gateway, "first", begun_then_lost), engine(gateway, "second", words("hello", "!")):
+            await all_ready(gateway, ("first", "second"))
+            answer = await gateway.client.post("/v1/completions", {**BODY, "model": "first"})
+            await settled(gateway, entry, COST_NANO)
+            [lost] = [one for one in usage_records(gateway.redis_url) if not one.key]
+    assert answer.headers["x-mmserve-model"] == "second@1"
+    assert answer.headers["x-mmserve-cost-usd"] == in_usd(COST_NANO)
+    assert (lost.route, lost.served_id, lost.cost_nano) == ("", "first@1", PROMPT_NANO)
