@@ -9,6 +9,7 @@ from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action, display
@@ -65,6 +66,8 @@ FACT_LABELS = {
 # Fields of a model that let its files run code, and how the pages call them, in red.
 RISKS = {"trust_remote_code": "remote code", "allow_pickle": "pickle weights"}
 TIMELINE_EVENTS = 200
+# Why a fallback stands for nobody.
+NOBODY = '<span class="text-red-700 dark:text-red-400">{}</span>'
 # In which states a version's page offers an action.
 OFFERED = {
     "load": (VersionState.READY,),
@@ -121,9 +124,10 @@ class ModelPage(ActionAdmin):
         described = ("name", "slug", "risks", "described", "linked") if obj else ("name",)
         failing = ("stand_ins",) if obj else ()
         return [
-            (None, {"fields": (*described, *self.DESCRIBING, "reason")}),
+            (None, {"fields": (*described, *self.DESCRIBING)}),
             ("When it fails", {"fields": (*failing, *self.CHAIN)}),
             ("Trust: both let files run code on this machine", {"fields": (self.TRUST,)}),
+            ("Why", {"fields": ("reason",)}),
         ]
 
     @display(description="Tags")
@@ -475,17 +479,17 @@ def risks_of(model: Model) -> list[str]:
     return [words for field, words in RISKS.items() if getattr(model, field)]
 
 
-def _meaning(target: str) -> str:
-    """The version that a fallback stands for now, or why it stands for none."""
+def _meaning(target: str) -> SafeString | str:
+    """The version that a fallback stands for now, or, in red, why it stands for none."""
     try:
         find_candidate(target)
         found = find(target)
     except ModelNotFound as error:
-        return error.message
+        return format_html(NOBODY, error.message)
     if isinstance(found, Model):
         found = found.aliases.filter(is_default=True).select_related("version__model").first() or found
     if isinstance(found, Model):
-        return "nobody: it has no default version"
+        return format_html(NOBODY, "It has no default version.")
     return found.version.served_id if isinstance(found, Alias) else found.served_id
 
 

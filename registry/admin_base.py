@@ -64,7 +64,7 @@ class ReasonModelForm(forms.ModelForm):
         cleaned = super().clean()
         if self.refusal is not None:
             field = self.refusal.param if self.refusal.param in self.fields else None
-            self.add_error(field, self.refusal.message)
+            self.add_error(field, self.refusal.message.removeprefix(f"{field}: "))
         return cleaned
 
     def validate_unique(self) -> None:

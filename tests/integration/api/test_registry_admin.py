@@ -91,6 +91,7 @@ def test_a_models_chain_is_edited_on_its_page(page: Client, ready: ModelVersion)
 
     refused = text_of(page.post(path, {**body, "fallbacks": "acme/small, acme/gone", **NO_INLINES}))
     assert "There is no model &#x27;acme/gone&#x27;" in refused
+    assert "fallbacks: There" not in refused
     assert 'value="acme/small, acme/gone"' in refused
     assert "stands twice" in text_of(page.post(path, {**body, "fallbacks": "b, b", **NO_INLINES}))
     assert page.post(path, {**body, "first_token_ms": "800", **NO_INLINES}).status_code == 302
@@ -100,7 +101,7 @@ def test_a_models_chain_is_edited_on_its_page(page: Client, ready: ModelVersion)
     assert sorted(model.no_fallback_on) == ["breaker", "budget"]
     events = Event.objects.count()
     text = text_of(page.get(path))
-    assert "nobody: it has no default version" in text
+    assert 'dark:text-red-400">It has no default version.<' in text
     assert text.count("checked") >= 2
     assert page.post(path, {**body, "first_token_ms": "800", **NO_INLINES}).status_code == 302
     assert Event.objects.count() == events
