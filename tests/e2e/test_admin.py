@@ -189,6 +189,7 @@ def save(page: Page) -> None:
 def open_version(page: Page, name: str) -> None:
     page.goto(f"/admin/registry/modelversion/?q={name}")
     page.click(f"#result_list a:has-text('{name}@')")
+    page.wait_for_load_state("load")  # its drop-downs open by script
 
 
 def test_a_wrong_password_is_refused_and_the_right_one_opens_the_dashboard(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser
 from playwright.sync_api import expect as expect_of
 
+from inference.node.agent import REPORT_EVERY_S
 from tests.e2e.conftest import expect
 from tests.e2e.platform import Platform, wait_until
 from tests.e2e.test_admin import HEIGHT, WIDTH, browser, log_in, save, say
@@ -94,8 +96,10 @@ def fill_the_batch(platform: Platform) -> None:
             assert set(pool.map(ask, range(STREAMS + 4))) == {200}
 
     def is_written_down() -> bool:
-        """Nothing new between two looks, each of which takes longer than a node's report."""
-        before, now = (observations(platform, "spoken")[-1] for _ in range(2))
+        """Nothing new between two looks."""
+        before = observations(platform, "spoken")[-1]
+        time.sleep(2 * REPORT_EVERY_S)  # a node's report and a beat, and more
+        now = observations(platform, "spoken")[-1]
         return now == before and now["peak_streams"] >= STREAMS
 
     wait_until(is_written_down, 60, "a full batch is written down")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -121,7 +122,7 @@ def test_an_experiment_is_made_started_watched_and_shipped_by_its_buttons(
     expect(page.locator("#experiment-panel")).to_contain_text("ramping")
     half = wait_until(
         lambda: (
-            (found := ask_all(client, range(20))) and any(v == cheap for v, _ in found.values()) and found
+            (found := ask_all(client, range(80))) and any(v == cheap for v, _ in found.values()) and found
         ),
         20,
         "the gateway knows the experiment",
@@ -140,6 +141,13 @@ def test_an_experiment_is_made_started_watched_and_shipped_by_its_buttons(
     expect(page.locator("#next")).to_contain_text("At its full shares")
 
     before = counted(platform, number)
+
+    def all_are_counted() -> bool:
+        """Those asked now, and those before: nothing new comes."""
+        found = counted(platform, number)
+        time.sleep(2)
+        return found >= before + USERS and counted(platform, number) == found
+
     asked = ask_all(client, range(1000, 1000 + USERS))
     assert {served for served, _ in asked.values()} == set(twins)
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -150,7 +158,7 @@ def test_an_experiment_is_made_started_watched_and_shipped_by_its_buttons(
     assert {answer.status_code for answer in said} == {200}
     wait_until(
         lambda: (
-            counted(platform, number) >= before + USERS / 2
+            all_are_counted()
             and all(one["state"] == "holds" for one in report(platform, number)["guardrails"])
         ),
         60,

@@ -24,7 +24,7 @@ ROUTES = "/v1/routing/routes"
 
 @pytest.fixture
 def either(counting: Platform) -> Iterator[str]:
-    """The route's path; ``here`` comes first, and has half a second for its first token."""
+    """The route's path; ``here`` comes first, and has a second and a half for its first token."""
     for name in (FIRST, SECOND):
         if counting.http.get(f"/v1/models/{name}").status_code == 404:
             register_count(counting, name.partition("@")[2])
@@ -34,7 +34,7 @@ def either(counting: Platform) -> Iterator[str]:
     body = {
         "name": ROUTE,
         "policy": "priority",
-        "first_token_ms": 500,
+        "first_token_ms": 1500,
         "candidates": [{"target": FIRST}, {"target": SECOND}],
     }
     path = f"{ROUTES}/{expect(counting.http.post(ROUTES, json=body), 201)['id']}"

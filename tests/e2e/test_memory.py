@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from inference.node.agent import REPORT_EVERY_S
 from tests.e2e.conftest import expect
 from tests.e2e.platform import ROOT, Platform, wait_until
 
@@ -49,8 +51,10 @@ def fill_the_batch(platform: Platform, model: str) -> None:
             assert set(pool.map(ask, range(STREAMS + 8))) == {200}
 
     def is_written_down() -> bool:
-        """Nothing new between two looks, each of which takes longer than a node's report."""
-        before, now = (observations(platform, model)[-1] for _ in range(2))
+        """Nothing new between two looks."""
+        before = observations(platform, model)[-1]
+        time.sleep(2 * REPORT_EVERY_S)  # a node's report and a beat, and more
+        now = observations(platform, model)[-1]
         return now == before and now["peak_streams"] >= STREAMS
 
     wait_until(is_written_down, 60, "a full batch is written down")

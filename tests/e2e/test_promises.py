@@ -97,17 +97,17 @@ def test_a_client_that_leaves_frees_the_engine(breakable: Platform, chunks: int)
             lines = sse(answer.iter_lines())
             for _ in range(chunks):
                 next(lines)
-    wait_until(lambda: _running(breakable) == 0, 5, "the engine is free")
+    wait_until(lambda: _running(breakable) == 0, 20, "the engine is free")
 
 
 def test_a_killed_node_takes_its_engines_along_and_comes_back(breakable: Platform) -> None:
     engine = breakable.engine("smol")
     node = next(process for process in breakable.processes("manage.py node"))
     node.kill()
-    psutil.wait_procs([engine], timeout=5)
-    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: not engine.is_running() or _is_zombie(engine), 20, "its engine is gone")
     breakable.wait_ready("smol")
-    assert breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 4}).status_code == 200
+    answer = breakable.http.post("/v1/completions", json={**GREEDY, "max_tokens": 4}, timeout=180)
+    assert answer.status_code == 200
     breakable.books_balance()
 
 
@@ -120,6 +120,13 @@ def test_a_hung_engine_is_found_killed_and_replaced_and_its_requests_are_answere
     assert answer.status_code == 200, answer.text
     assert not hung.is_running()
     breakable.books_balance()
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _running(platform: Platform) -> int:

@@ -21,6 +21,7 @@ from tests.e2e.reader import Reader
 pytestmark = pytest.mark.timeout(120)
 
 TOKENS = 300
+MANY_TOKENS = 1500  # fifteen seconds
 BODY = {"model": "count", "prompt": "one two", "temperature": 0, "max_tokens": TOKENS}
 
 
@@ -119,12 +120,12 @@ def test_of_two_nodes_of_one_name_the_older_one_ends_with_its_engines(
 
 
 def test_an_engine_that_hangs_while_its_heart_beats_is_found_by_its_lack_of_progress(one: Platform) -> None:
-    reader = Reader(one, BODY)
-    wait_until(lambda: reader.chunks >= 5, 30, "the stream runs")
     engine = one.engine("count")
+    reader = Reader(one, {**BODY, "max_tokens": MANY_TOKENS})
+    wait_until(lambda: reader.chunks >= 5, 30, "the stream runs")
     engine.send_signal(signal.SIGUSR1)
     reader.finished()
-    assert (reader.error, reader.text) == (None, counted(TOKENS))
+    assert (reader.error, reader.text) == (None, counted(MANY_TOKENS))
     assert not psutil.pid_exists(engine.pid)
     [(reason,)] = one.rows(f"SELECT reason FROM inference_replica WHERE pid = {engine.pid}")
     assert reason == "killed: no engine step for 3 s"
@@ -162,9 +163,9 @@ def test_a_damaged_file_that_looks_untouched_is_named_and_the_load_not_tried_aga
     events = expect(one.http.get("/v1/registry/events?kind=version.damaged"), 200)["results"]
     assert file in events[0]["data"]
 
-    expect(one.http.post(f"/v1/registry/versions/{version}/verify", json={"repair": True}), 202)
     repaired = "SELECT count(*) FROM registry_event WHERE kind = 'version.repaired'"
     before = one.rows(repaired)[0][0]
+    expect(one.http.post(f"/v1/registry/versions/{version}/verify", json={"repair": True}), 202)
     wait_until(lambda: one.rows(repaired)[0][0] > before, 40, "it is repaired")
     expect(one.http.post("/v1/models/count/load", json={}), 202)
     one.wait_ready("count")

@@ -24,7 +24,7 @@ from tests.integration.engine.gateway import TestGateway, poll
 pytestmark = pytest.mark.vllm
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? zanzibar"}]
-LONG = {"max_tokens": 400, "ignore_eos": True}
+LONG = {"max_tokens": 150, "ignore_eos": True}
 
 
 class Node:

@@ -38,7 +38,7 @@ BUDGETS = [
     )
     for scope, subject in ((Scope.KEY, "k1"), (Scope.ROUTE, ROUTE))
 ]
-LONG = 250  # words, and about as many tokens: long enough to stop an engine before its first token
+LONG = 600  # words, and about as many tokens: long enough to stop an engine before its first token
 WORDS = "river stone light market garden letter window morning captain engine forest silver kitchen winter"
 
 

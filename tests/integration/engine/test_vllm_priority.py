@@ -16,7 +16,7 @@ from inference.engine.overtaking import age
 from inference.engine.puller import AGED_AFTER_S
 from inference.protocol import DONE, EngineOptions, ReplicaSpec
 from tests.integration.engine.conftest import is_up, vllm_engine
-from tests.integration.engine.gateway import TestGateway
+from tests.integration.engine.gateway import TestGateway, poll
 
 pytestmark = pytest.mark.vllm
 
@@ -27,7 +27,7 @@ KV_BYTES = (4 + 1) * 128 * 46_080
 BEGINNING = "Once upon a time, in a small village by the sea, there lived"
 STORY = " ".join([BEGINNING] * 8)  # nearly a block
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
-TOKENS = 24  # with the prompt more than a block
+TOKENS = 100  # with the prompt more than a block
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ async def test_a_full_engine_takes_a_more_important_one_out_of_the_queue(engine:
     ]
     for job in low[:4]:
         await engine.spoken(job)
-    assert len(engine.queue("low")) == 3, "it is full"
+    await poll(lambda: len(engine.queue("low")) == 3, "it is full")
     high = engine.submit(priority="high", prompts=[BEGINNING], sampling={**GREEDY, "max_tokens": 4})
     await engine.spoken(high)
     assert not [job for job in low if is_over(engine, job)], "it had its first token before anybody was done"

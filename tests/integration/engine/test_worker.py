@@ -357,9 +357,12 @@ async def test_a_pull_whose_reply_was_lost_is_taken_over(worker: StartWorker, ga
     aged = rqkeys.stamp(0.0)
     args = [1, name, rqkeys.stamp(time.time()), time.time(), 90, "f" * 24, aged, "r1", "stub.normal"]
     assert len(connection.register_script(scripts.source("pull"))(keys=keys, args=args)) in (2, 3)
-    for client in connection.client_list():
-        if client["cmd"] == "blpop":
-            connection.client_kill_filter(_id=client["id"])
+
+    def is_interrupted() -> bool:
+        waiting = [client["id"] for client in connection.client_list() if client["cmd"] == "blpop"]
+        return any(connection.client_kill_filter(_id=client) for client in waiting)
+
+    await poll(is_interrupted, "the worker waits for its bell")
     assert (await gateway.ended("lost"))[-1][2] == DONE
     await gateway.booked("lost", "finished")
 

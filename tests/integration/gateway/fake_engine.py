@@ -80,6 +80,7 @@ class FakeEngine:
         self.gate.set()
         self.pulling = asyncio.Event()
         self.pulling.set()
+        self.takes: int | None = None  # it pulls so many jobs more, and then no others
         self.lose: Callable[[dict[str, Any]], bool] = lambda message: False
         self.state = "ready"
         self.stage = ""
@@ -163,6 +164,10 @@ class FakeEngine:
             if pulled is None:
                 continue
             job_id, request = pulled
+            if self.takes is not None:
+                self.takes -= 1
+                if not self.takes:
+                    self.pulling.clear()
             await self._note(self.jobs.__setitem__, job_id, request)
             task = asyncio.create_task(self._answer(job_id, request))
             self._running[job_id] = task

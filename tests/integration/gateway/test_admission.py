@@ -151,7 +151,9 @@ async def test_many_requests_of_one_moment_share_few_round_trips(open_gateway):
         execute = gateway.runtime._fast._execute
 
         async def counted(batch):
-            sent.append(len(batch))
+            # What else is asked meanwhile, of those who wait long, has scripts of its own.
+            if admitted := sum(one.script.name == "admit" for one in batch):
+                sent.append(admitted)
             return await execute(batch)
 
         gateway.runtime._fast._execute = counted

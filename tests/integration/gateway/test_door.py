@@ -26,7 +26,7 @@ from tests.integration.gateway.test_daphne import CHAT, daphne, layer, post  # n
 from tests.integration.gateway.waiting import until
 
 BOUND = 8
-CROWD = 60
+CROWD = 200
 ASK = post("/v1/chat/completions", json.dumps(CHAT).encode())
 
 

@@ -100,7 +100,9 @@ async def test_a_key_with_many_jobs_does_not_stop_one_with_a_single_job(open_gat
     assert "k9" in first[:2]
 
 
-async def test_two_keys_with_many_jobs_take_turns(open_gateway):
+async def test_two_keys_with_many_jobs_take_turns(open_gateway, monkeypatch):
+    # Who pulls here sends no beats: its jobs would be put back.
+    monkeypatch.setattr("inference.gateway.recovery.SILENCE_S", 60.0)
     async with open_gateway() as gateway, waiting_engine(gateway):
         two_keys(gateway)
         await until(lambda: gateway.runtime.table.revision == 2)

@@ -257,7 +257,7 @@ async def test_a_choice_whose_breaker_has_opened_meanwhile_is_passed_over(open_g
         ):
             await all_ready(gateway, names)
             first.pulling.clear()
-            await asyncio.sleep(1.1)  # it gives up what it was waiting for
+            await asyncio.sleep(1.5)  # it gives up what it was waiting for
             asked = asyncio.create_task(gateway.client.post("/v1/completions", BODY))
             await until(lambda: len(gateway.runtime.hub) == 1)
             for _ in range(LEAST):

@@ -281,7 +281,7 @@ async def test_a_lost_ledger_is_opened_from_the_rows_and_what_the_stream_still_h
 async def test_what_a_gateway_settled_before_it_heard_of_a_budget_is_counted_from_its_record(
     redis_url, monkeypatch
 ):
-    monkeypatch.setattr(ledger_module, "LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(ledger_module, "LOOK_AGAIN_S", 2.0)
     entry = budget(10_000)
     async with door(redis_url) as gateway:
         gateway.settle(await gateway.admit(100, entry), 60)

@@ -30,7 +30,7 @@ from tests.integration.gateway.waiting import LOOK_S, until
 ROOT = Path(__file__).parents[3]
 BODY = {"model": "acme/echo", "prompt": "say"}
 HEADERS = {"Authorization": f"Bearer {KEY}"}
-FOR_EVER_S, SOON_S = 600.0, 1.0
+FOR_EVER_S, SOON_S = 600.0, 3.0
 
 
 @pytest.fixture

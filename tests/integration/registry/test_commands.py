@@ -328,7 +328,13 @@ def test_model_load_waits_until_it_serves_or_cannot(
 
     monkeypatch.setattr(model_load, "sleep", engine)
     err = io.StringIO()
-    arguments = ("model_load", "acme/echo", "--wait", "--timeout", "0.5")
+    arguments = (
+        "model_load",
+        "acme/echo",
+        "--wait",
+        "--timeout",
+        "0.5" if state == ReplicaState.LOADING else "30",
+    )
     if state == ReplicaState.READY:
         assert run(*arguments, stderr=err)["status"] == said
         assert err.getvalue().startswith("acme/echo@1: waiting for a node")

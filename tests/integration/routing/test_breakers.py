@@ -104,8 +104,9 @@ def worst(found: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.django_db(transaction=True)
 def test_the_state_of_each_gateway_process_and_the_worst_one_are_shown(
-    manager: APIClient, opened: Callable[[], Process], client: redis.Redis
+    manager: APIClient, opened: Callable[[], Process], client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("routing.core.breaker.FIRST_COOLDOWN_S", 600.0)
     failing, other = opened(), opened()
     failing.do(ask_often)
     other.do(ask)
