@@ -22,7 +22,7 @@ from tests.e2e.conftest import RealServers, expect
 from tests.e2e.platform import ALIVE, ROOT, Platform, wait_until
 from tests.e2e.reader import GREEDY, Reader
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(480)]
 
 # What an engine may map beyond what its template has: enough for its threads, not for weights and cache.
 ROOM_BYTES = 900 * 2**20
@@ -112,7 +112,7 @@ def test_a_load_that_gets_no_memory_fails_alone_says_why_backs_off_and_ends(
         expect(http.post(f"/v1/models/{neighbour}/load", json={}), 202)
         wait_until(
             lambda: (breakable.status(neighbour)["reason"] or "").startswith("given up after 5 tries"),
-            120,
+            300,
             "the load is given up",
         )
     finally:
