@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -16,13 +18,15 @@ from inference.models import ALIVE, Replica
 from inference.notify import connection
 from inference.snapshot import routing_table
 from routing.core.facts import RequestFacts
-from routing.core.records import DECISIONS_KEY, DecisionRecord, decision_key
+from routing.core.records import DECISIONS_KEY, decision_key
 from routing.situation import Judged, Situation
 
 log = logging.getLogger(__name__)
 
 # Read at once: a decision with many candidates is a large thing.
 BATCH = 100
+# Somebody waits for a page. Ten thousand decisions of a few candidates are read sooner.
+MOST_READING_S = 2.0
 
 Read = TypeVar("Read", bound=msgspec.Struct)
 
@@ -33,6 +37,13 @@ class _Asked(msgspec.Struct):
     facts: RequestFacts
 
 
+class _Served(_Asked):
+    """And who served it."""
+
+    id: str
+    served_id: str = ""
+
+
 class Present:
     """routing.situation.Source over the database and Redis."""
 
@@ -41,7 +52,8 @@ class Present:
         table = routing_table()
         replicas = Replica.objects.filter(state__in=ALIVE).values_list("pk", flat=True)
         beats = read_beats(str(pk) for pk in replicas)
-        past = (one.facts for one in _kept(_ids(), _Asked) if one.facts.model == model) if decisions else ()
+        kept = _kept(_ids(), _Asked, MOST_READING_S) if decisions else ()
+        past = (one.facts for one in kept if one.facts.model == model)
         return Situation(
             table=table,
             live=table.columns(loads_of(beats.values())),
@@ -52,7 +64,7 @@ class Present:
         """Of the decisions with these ids, those that were made by a prompt's traits and answered."""
         return [
             Judged(id=record.id, served_id=record.served_id, traits=record.facts.traits)
-            for record in _kept(ids, DecisionRecord)
+            for record in _kept(ids, _Served)
             if record.facts.traits is not None and record.served_id
         ]
 
@@ -67,11 +79,13 @@ def _ids() -> list[str]:
         return []
 
 
-def _kept(ids: Sequence[str], kind: type[Read]) -> Iterator[Read]:
+def _kept(ids: Sequence[str], kind: type[Read], within_s: float = math.inf) -> Iterator[Read]:
     """Those that are still there; one that an older release wrote otherwise is passed over."""
-    decode = msgspec.json.Decoder(kind).decode
+    decode, until = msgspec.json.Decoder(kind).decode, time.monotonic() + within_s
     try:
         for start in range(0, len(ids), BATCH):
+            if time.monotonic() > until:
+                return
             for written in connection().mget([decision_key(one) for one in ids[start : start + BATCH]]):
                 if written is None:
                     continue

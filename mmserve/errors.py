@@ -200,6 +200,7 @@ class InsufficientQuota(RateLimitExceeded):
     type = "insufficient_quota"
     code = "insufficient_quota"
     retryable = False
+    is_used_up = False  # nothing is left of it, for whatever is asked
 
 
 class Unavailable(MmserveError):

@@ -17,7 +17,7 @@ from routing.models.experiments import Feedback
 from routing.situation import judged
 
 # How long after it was given a rating's decision is looked for: by the controller, and when a scorer is trained.
-SOON = datetime.timedelta(minutes=10)
+SOON = datetime.timedelta(minutes=1)
 DECISIONS_KEPT = datetime.timedelta(days=1)
 MOST_AT_ONCE = 1000
 

@@ -304,7 +304,9 @@ def _over_budget(budget: BudgetEntry, cost_nano: int, left_nano: int) -> Insuffi
     needs = f"this request may cost up to ${in_usd(cost_nano)}, and ${left} of ${in_usd(budget.limit_nano)} is left."
     hint = " A smaller max_tokens costs less." if 0 < left_nano < cost_nano else ""
     again = f" {BUDGET_AGAIN[budget.period]}" if budget.period in BUDGET_AGAIN else ""
-    return InsufficientQuota(f"The {budget.name} cannot pay: {needs}{hint}{again}")
+    refusal = InsufficientQuota(f"The {budget.name} cannot pay: {needs}{hint}{again}")
+    refusal.is_used_up = left_nano <= 0
+    return refusal
 
 
 def _bound(deployment: DeploymentEntry, hold: Hold | None) -> int:

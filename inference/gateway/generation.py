@@ -42,6 +42,7 @@ from inference.protocol import ReplicaBeat
 from mmserve.errors import (
     AllAttemptsFailed,
     DeadlineExceeded,
+    InsufficientQuota,
     InvalidRequest,
     MmserveError,
     ModelNotLoaded,
@@ -344,7 +345,6 @@ class Generator:
                 # Whether its tokens were reserved nobody knows: they are not given back.
                 self._settle(generation, CANCELLED, CLIENT_GONE, reserved_tokens=0)
                 raise
-        metrics.fallbacks.inc(generation.fallbacks)
         if generation.may_move or generation.attempts:
             flight.ask_first(self.mover_of(generation))
         self.on_admitted(generation)
@@ -449,11 +449,12 @@ class Generator:
     def may_take(self, generation: Generation, link: Link) -> bool:
         """Whether this choice makes as much as the request asks for, at no more than is held of budgets for it."""
         deployment = generation.table.deployments[link.id]
-        held = (
-            not generation.flight.reservations
-            or generation.most_nano(deployment) <= generation.most_cost_nano
-        )
-        return held and not _beyond(generation.plan, deployment)
+        return self.is_held(generation, deployment) and not _beyond(generation.plan, deployment)
+
+    def is_held(self, generation: Generation, deployment: DeploymentEntry) -> bool:
+        """Whether the request may cost no more there than is held of budgets for it now."""
+        held = generation.flight.reservations
+        return not held or generation.most_nano(deployment) <= generation.most_cost_nano
 
     def replicas(self, deployment: str) -> Sequence[ReplicaBeat]:
         """The last beats of those of its replicas that take jobs."""
@@ -507,11 +508,13 @@ class Generator:
         budgets = self._table().budgets_of(key="", team="", route=generation.route)
         return Lost(record, Reservation(record.request_id, record.cost_nano, budgets) if budgets else None)
 
-    def bill(self, lost: Lost | None, held: Sequence[Reservation] = ()) -> None:
+    def bill(self, lost: Lost, held: Sequence[Reservation] = ()) -> None:
         """Charge the route for an attempt that was given up, write it down, and give back what was held for it."""
-        if lost is not None:
-            self._admission.note(lost.record, reservations=[lost.bill] if lost.bill else (), released=held)
-        elif held:
+        self._admission.note(lost.record, reservations=[lost.bill] if lost.bill else (), released=held)
+
+    def release(self, held: Sequence[Reservation]) -> None:
+        """Give back what was held for an attempt that costs nothing."""
+        if held:
             self._admission.note(released=held)
 
     async def close(self, generation: Generation, *, outcome: str, status: int) -> None:
@@ -537,6 +540,7 @@ class Generator:
         running = load.running if load else 0
         cost = cost_nano(flight, generation.prices, outcome, running=running)
         record = record_of(generation, outcome=outcome, status=status, cost=cost)
+        metrics.fallbacks.inc(record.fallbacks)
         written = b""
         if self._log.wants(outcome, record.fallbacks):
             written = decision_record(
@@ -587,7 +591,9 @@ class Generator:
             endpoint=plan.endpoint,
             stream=plan.stream,
         )
-        if decision.assignments and counts_for_its_arm(record):
+        # Of a budget that is used up no arm gets anything.
+        used_up = isinstance(error, InsufficientQuota) and error.is_used_up
+        if decision.assignments and counts_for_its_arm(record) and not used_up:
             record.assignments, record.units = exposures_of(decision)
             self._admission.note(record)
         else:

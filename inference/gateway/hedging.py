@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 MOST_CREDIT = 10.0
 # While the first attempt is being looked for, the second waits with its token.
 AGAIN_S = 0.02
+# How long a stop waits for those who lost to be stopped.
+LAST_WORDS_S = 1.0
 
 
 class Second(NamedTuple):
@@ -93,7 +95,9 @@ class Hedges:
         work.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End what is under way; who lost may still be stopped, and what was held for it given back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS_S)
         await cancel_all(self._tasks)
 
 
@@ -196,7 +200,7 @@ class Hedge:
             log.info("no second attempt for %s: %s", generation.request_id, problem)
             self._over = True
             self._hedges.hub.remove(rival)
-            generator.bill(None, rival.reservations)
+            generator.release(rival.reservations)
             if second.link is not None:
                 generation.rest.insert(0, second.link)
             return
@@ -219,6 +223,8 @@ class Hedge:
             self._lose(rival)
         elif flight.recovering:
             asyncio.get_running_loop().call_later(AGAIN_S, self._rival_was_first)
+        elif not self._hedges.generator.is_held(self._generation, rival.deployment):
+            self._lose(rival)  # the first attempt has moved to a cheaper choice meanwhile
         else:
             metrics.hedges.labels("won").inc()
             slow_s = time.monotonic() - flight.begun_at
@@ -274,7 +280,10 @@ class Hedge:
     async def _stop(self, loser: Flight, *, failed: bool) -> None:
         generator = self._hedges.generator
         lost = await generator.give_up(self._generation, loser, failed=failed)
-        generator.bill(lost, loser.reservations)
+        if lost is None:
+            generator.release(loser.reservations)
+        else:
+            generator.bill(lost, loser.reservations)
 
     def _note(self, flight: Flight, outcome: str, why: str, holder: str = "") -> None:
         self._generation.note(flight.deployment, outcome, why, flight.replica or holder)

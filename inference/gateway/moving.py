@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 
-from inference.gateway import metrics
 from inference.gateway.admission import Refused
 from inference.gateway.fallback import Mover, NoFirstToken, cause_of, exhausted
 from inference.gateway.generation import Generation, Generator
@@ -89,8 +88,7 @@ class Moving:
             if flight.over:
                 # Its client left while it was being sent: only now there is a job to be taken back.
                 await generator.stop(flight)
-                generator.bill(None, flight.reservations)
-            metrics.fallbacks.inc()
+                generator.release(flight.reservations)
             log.warning("request %s goes on at %s", generation.request_id, flight.deployment.id)
             break
         else:
@@ -99,6 +97,7 @@ class Moving:
             if lost is not None:
                 # Nothing has taken its place: what it held is given back as it is charged.
                 held, flight.reservations = flight.reservations, []
-        generator.bill(lost, held)
+        if lost is not None:
+            generator.bill(lost, held)
         flight.heard_at = time.monotonic()
         flight.recovering = False

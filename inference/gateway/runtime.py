@@ -183,6 +183,7 @@ class GatewayRuntime:
         self._tasks.clear()
         await self._counts.close()
         if self._connected.is_set():
+            await self.hedges.close()  # of those that were cut
             self.generator.flush_refusals()
         await self._settler.drain()
         await self.redis.aclose()

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from mmserve.errors import InvalidRequest
+from mmserve.errors import InvalidRequest, ModelNotFound
 from registry.actions.models import FIELDS as MODEL_FIELDS
 from registry.actions.versions import PRICES as PRICE_FIELDS
+from registry.lookup import find_candidate
 from registry.manifest import check_paths
 from registry.models import Model, ModelVersion, VersionState
 from registry.portable.sections import sections
@@ -212,11 +213,21 @@ def _model(model: Model) -> PortableModel:
     aliases = list(model.aliases.all())
     return PortableModel(
         name=model.name,
-        **{name: getattr(model, name) for name in MODEL_FIELDS},
+        **{name: getattr(model, name) for name in MODEL_FIELDS if name != "fallbacks"},
+        fallbacks=[target for target in model.fallbacks if _means_something(target)],
         versions=[_version(row) for row in sorted(model.versions.all(), key=lambda row: row.pk)],
         aliases={alias.name: alias.version.version for alias in aliases},
         default_alias=next((alias.name for alias in aliases if alias.is_default), None),
     )
+
+
+def _means_something(target: str) -> bool:
+    """A fallback whose version was archived or deleted since would be refused where the document is applied."""
+    try:
+        find_candidate(target)
+    except ModelNotFound:
+        return False
+    return True
 
 
 def _version(version: ModelVersion) -> PortableVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from routing.core.chain import ArmsChain, Link
 from routing.core.decision import (
@@ -57,6 +58,11 @@ def decide_in_experiments(
     any_broken = live.any_broken
     judgement = judge(slate, live.data.take(slate.rows, axis=1), request, any_broken=any_broken)
     own = chain_of(judgement, request)
+    if not own and request.budget_left_usd is not None:
+        # What was heard of a budget may be old, and moves nobody out of an arm: its ledger says whether it can pay.
+        request = replace(request, budget_left_usd=None, budget="")
+        judgement = judge(slate, live.data.take(slate.rows, axis=1), request, any_broken=any_broken)
+        own = chain_of(judgement, request)
     if not own:
         return decide_among(table, live, request, Assigned(slate=asked, assignments=assigned.assignments))
     chain: Sequence[Link] = own

@@ -278,9 +278,17 @@ def _stand_ins_withheld(found: Judgement, own: Bools, request: RequestFacts) -> 
         return None
     causes = frozenset[Cause]() if request.wishes.no_fallback else slate.fallback_on
     others = [one.out for one in found.filters if CAUSES.get(one.kind) not in causes]
-    if not np.logical_or.reduce([~own, *others]).all():
+    if not np.logical_or.reduce([~own, *others]).all() and not (
+        Cause.BREAKER not in causes and _is_left_alone(found, own)
+    ):
         return None
     return Filter(Kind.CHAIN, found.eligible, lambda _: f"it does not stand in for {slate.id} in this case")
+
+
+def _is_left_alone(found: Judgement, own: Bools) -> bool:
+    """Whether one of these could serve, were its breaker not open."""
+    others = [one.out for one in found.filters if one.kind is not Kind.BREAKER]
+    return not np.logical_or.reduce([~own, *others]).all()
 
 
 def _others_withheld(found: Judgement, request: RequestFacts) -> Filter | None:

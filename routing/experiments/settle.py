@@ -28,7 +28,8 @@ RATING = "rating"
 # Feedback may come for this long; a rating that comes before its request's record waits for a day.
 EXPOSURES_KEPT = datetime.timedelta(days=30)
 PENDING_KEPT = datetime.timedelta(days=1)
-# A scorer is trained from the ratings of this long. Longer than exposures: what was counted must be known as such.
+# A scorer is trained from the ratings of this long. Longer than exposures: what was counted must be known as such
+# (beyond MOST_FEEDBACK it is not, and the same value sent again would be counted again).
 FEEDBACK_KEPT = datetime.timedelta(days=90)
 MOST_EXPOSURES = 1_000_000
 MOST_FEEDBACK = 2_000_000

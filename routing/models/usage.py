@@ -21,7 +21,10 @@ class NamedRows(models.QuerySet):
         """Those of these names; of an arm also those of requests that were in other experiments as well."""
         exact = {name: value for name, value in names.items() if name != "arm" or not value}
         rows = self.filter(**exact)
-        for arm in filter(None, names.get("arm", "").split(",")):
+        arms = names["arm"].split(",") if names.get("arm") else []
+        if "" in arms:
+            return rows.none()
+        for arm in arms:
             listed = Concat(Value(","), F("arm"), Value(","), output_field=models.CharField())
             rows = rows.filter(GreaterThan(StrIndex(listed, Value(f",{arm},")), 0))
         return rows

@@ -71,6 +71,7 @@ def test_an_arm_is_found_whatever_other_experiments_its_requests_were_in(
             ("e/a,shadow/control", 2),
             ("e/A", 8),
             ("a", 0),
+            (",", 0),
         ):
             rows = manager.get(f"{path}{arm}").json()["data"]
             assert round(sum(float(row["cost_usd"]) for row in rows) * 1e6) == micros, (path, arm)

@@ -165,11 +165,40 @@ async def test_a_budget_that_cannot_pay_the_price_of_an_arm_is_that_arms_failure
         await until(lambda: all(name in loads and loads[name].ready for name in ("echo", "other")))
         answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
         (record,) = await records(gateway, 1)
+        # By now this process has heard what is left: nobody is moved out of the arm for it.
+        again = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+        later = (await records(gateway, 2))[1]
     assert answer.status == (429 if dear else 200), answer.body
     assert record.assignments == {"faster": "new" if dear else "control"}
     assert record.units["faster"].startswith("3.")
+    assert again.status == answer.status
+    assert later.assignments == record.assignments
     counted = outcome_of(record, 1)
     assert (counted.failed, counted.succeeded) == (dear, not dear)
+
+
+async def test_a_budget_that_is_used_up_is_no_arms_failure(open_gateway: Opener) -> None:
+    found = table(experiment())
+    limit = BudgetEntry(
+        id="b", name="budget", scope=Scope.KEY, subject="k1", period=Period.TOTAL, limit_nano=0
+    )
+    prices = Prices.of(per_million_output=Decimal(1))
+    versions = {key: dataclasses.replace(one, prices=prices) for key, one in found.versions.items()}
+    budgets = {(Scope.KEY.value, "k1"): (limit,)}
+    async with (
+        open_gateway() as gateway,
+        FakeEngine(gateway.redis_url, gateway.layer, script=words("Hi")),
+        FakeEngine(gateway.redis_url, gateway.layer, deployment="other", script=words("Hi")),
+    ):
+        gateway.runtime.table._table = dataclasses.replace(found, versions=versions, budgets=budgets)
+        loads = gateway.runtime.live.loads
+        await until(lambda: all(name in loads and loads[name].ready for name in ("echo", "other")))
+        for _ in range(2):
+            answer = await gateway.client.post("/v1/completions", {**BODY, "user": "ada"})
+            assert (answer.status, answer.json()["error"]["code"]) == (429, "insufficient_quota")
+        gateway.runtime.generator.flush_refusals()
+        (record,) = await records(gateway, 1)
+    assert (record.count, record.outcome, record.assignments) == (2, "insufficient_quota", {})
 
 
 async def test_an_answer_that_declines_is_marked_in_experiments_only(open_gateway):

@@ -362,6 +362,51 @@ async def test_no_budget_pays_for_a_dearer_answer_than_was_held_for(
     assert answer.headers["x-mmserve-cost-estimate-usd"] == ("0.00001" if budgeted else "0.000014")
 
 
+async def test_a_second_attempt_that_is_dearer_than_what_is_held_by_now_does_not_win(
+    open_gateway: Opener,
+) -> None:
+    """The first attempt had no token in time, and its request has moved on to a cheaper choice."""
+    async with racing(open_gateway) as race, engine(race.gateway, "third", words("three", "!")) as third:
+        table = with_third(hedged(1.0, revision=3, first_token_s=1.0))
+        await has_table(race.gateway, table)
+        loads = race.gateway.runtime.live.loads
+        await until(lambda: "third" in loads and loads["third"].ready > 0)
+        for one in (race.first, race.second, third):
+            one.gate.clear()
+        asked = asyncio.create_task(race.ask())
+        await race.second.until(lambda: bool(race.second.jobs))
+        await third.until(lambda: bool(third.jobs))
+        race.second.gate.set()
+        await race.second.until(lambda: bool(race.second.cancelled))
+        third.gate.set()
+        answer = await asked
+        kept = await race.decision(answer)
+    assert answer.headers["x-mmserve-model"] == "third@1"
+    assert answer.json()["choices"][0]["text"] == "three!"
+    assert {one.deployment for one in kept.attempts} == {"first", "second"}
+
+
+def with_third(table: RoutingTable) -> RoutingTable:
+    """The same with a third candidate at half the price."""
+    cheaper = Prices.of(per_million_input=Decimal("0.5"), per_million_output=Decimal(1))
+    route = table.routes["either"]
+    return RoutingTable.build(
+        revision=table.revision,
+        models=[*table.models.values(), ModelEntry(id="third", default="third@1")],
+        versions=[
+            *table.versions.values(),
+            VersionEntry(served_id="third@1", model="third", prices=cheaper),
+        ],
+        aliases={},
+        deployments=[
+            *table.deployments.values(),
+            DeploymentEntry(id="third", served_id="third@1", limits=Limits(default_deadline_s=30.0)),
+        ],
+        budgets=BUDGETS,
+        routes=[dataclasses.replace(route, candidates=(*route.candidates, CandidateEntry(target="third")))],
+    )
+
+
 @contextlib.asynccontextmanager
 async def one_more_replica(race: Race) -> AsyncIterator[FakeEngine]:
     """Of ``first``; it takes nothing before ``pulling`` is set."""

@@ -114,6 +114,22 @@ def test_fallbacks_are_named_once_all_models_are_there(
     assert Model.objects.get(name="acme/echo").fallbacks == ["acme/echo@1"]
 
 
+def test_a_fallback_that_means_nothing_any_more_is_not_exported(
+    model: Model, version_of: Versions, capsys: Any
+) -> None:
+    old = version_of("old")
+    version_of("1")
+    other = actions.register_model("zeta", actor="tests")
+    actions.update_model(other, actor="tests", fallbacks=["acme/echo@old", "acme/echo@1"])
+    actions.archive_version(old, actor="tests")
+    call_command("registry_export")
+    exported = capsys.readouterr().out
+    wipe()
+
+    apply(read_document(exported), actor="git")
+    assert Model.objects.get(name="zeta").fallbacks == ["acme/echo@1"]
+
+
 def test_a_fallback_waits_for_what_it_names(exported: str) -> None:
     wipe()
     other = "models:\n- name: other\n  fallbacks: [acme/echo@candidate]"

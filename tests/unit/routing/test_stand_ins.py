@@ -194,6 +194,27 @@ def test_with_fallbacks_whoever_served_before_serves_as_before(
     assert eligible >= set(ids(found))
 
 
+def test_where_the_breaker_is_no_cause_another_cause_of_another_deployment_is_none_either() -> None:
+    open_one, unloaded, other = option("a"), option("a2", ready=0, wanted=0), option("b")
+    assert unloaded.deployment
+    beside = replace(unloaded.deployment, served_id="a@1")
+    table = RoutingTable.build(
+        revision=1,
+        models=[
+            ModelEntry(id="a", default="a@1", fallbacks=("b",), fallback_on=ALL - {Cause.BREAKER}),
+            ModelEntry(id="b", default="b@1"),
+        ],
+        versions=[open_one.version, other.version],
+        aliases={},
+        deployments=[open_one.deployment, beside, other.deployment],
+    )
+    live = table.columns(loads_of([open_one, other]))
+    live.set_breaker("a", True)
+    assert ids(decide(table, live, asked())) == []
+    live.set_breaker("a", False)
+    assert ids(decide(table, live, asked()))[0] == "a"
+
+
 # A route, and a breaker that forbids anybody else.
 
 NOT_BREAKER = {"fallback_on": ALL - {Cause.BREAKER}}
