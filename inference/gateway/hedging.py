@@ -123,12 +123,11 @@ class Hedge:
     def takes_over(self, error: MmserveError) -> bool:
         """The first attempt has failed: the second one is the request's from now on, if there is one."""
         generation = self._generation
-        route, cause = generation.table.routes.get(generation.route), cause_of(error)
         if self._rival is None or not self._sent or self._over or generation.flight.recovering:
             return False
         if isinstance(error, NoFirstToken):
             return False  # both run on
-        if cause is None or route is None or cause not in route.fallback_on:
+        if cause_of(error) not in generation.decision.judgement.slate.fallback_on:
             return False
         generation.gave_up(error)
         if error.status >= 500:
